@@ -97,12 +97,12 @@ def from_local(
     skipped = np.flatnonzero((first < second)[positions]).tolist()
     offsets = first[positions]
 
-    seen: set[tuple[int, float]] = set()
+    earlier_times: set[tuple[int, float]] = set()
     for row in np.flatnonzero((first > second)[positions]).tolist():
         key = (int(series[row]), float(times[row]))
-        if key in seen:
+        if key in earlier_times:
             offsets[row] = second[positions[row]]
-        seen.add(key)
+        earlier_times.add(key)
     return times - offsets, skipped
 
 

@@ -709,7 +709,7 @@ def _split(
         left_out = f"; {left_out_count:,} windows with targets on both sides are left out" if left_out_count else ""
         notes.append(f"{' and '.join(texts)}, in time{left_out}.")
 
-    # A part that was asked for and came to nothing is no metric of 0, and is told.
+    # An empty part has no metrics, which its user should know.
     for number, name in enumerate(_PARTS):
         if name == "train" or len(parts[name]) or not (part_of_row == number).any():
             continue

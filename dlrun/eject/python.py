@@ -1,4 +1,4 @@
-"""`format=python`: the training of a run as one plain file of PyTorch, which comes to the same weights."""
+"""`format=python`: the training of a run as one plain file of PyTorch, which ends in the same weights."""
 
 from collections.abc import Mapping
 from functools import partial

@@ -42,7 +42,7 @@ _LIBRARY_IMPORTS = (
     "from torch.nn.utils import rnn",
 )
 
-# What is to be said of a constant, behind it.
+# Remarks behind constants.
 _REMARKS = {
     "MAX_STEPS": "optimizer steps",
     "ACCUMULATE_STEPS": "batches an optimizer step",
@@ -198,7 +198,7 @@ def write_imports(source: str) -> Code:
 
 
 def write_constants(source: str, constants: Mapping[str, Any]) -> Code:
-    """The constants that some source names, each with what is to be said of it."""
+    """The constants that some source names, each with a remark."""
     names = find_names(source)
     return Code("".join(_assign(name, value) for name, value in constants.items() if name in names))
 

@@ -56,7 +56,7 @@ def join(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
 
 
 def take_copy(state: dict[str, Any]) -> dict[str, Any]:
-    """Copy a state, its tensors to the CPU: the training goes on and changes the original.
+    """Copy a state, its tensors to the CPU: the training continues and changes the original.
 
     Tensors that are one, as tied weights are, stay one.
     """

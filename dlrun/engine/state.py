@@ -281,7 +281,7 @@ class TrainState:
         state["progress"] = counters
         state["early_stopping"] = early_stopping
         if self.callbacks:
-            # A callback may freeze and unfreeze parameters as the training goes on.
+            # A callback may freeze and unfreeze parameters as the training continues.
             state["frozen"] = [name for name, p in self.model.named_parameters() if not p.requires_grad]
         return state | self.get_local_state()
 

@@ -309,7 +309,7 @@ class CheckpointManager(Callback):
             self.seconds += time.perf_counter() - start
 
     def _collect(self) -> None:
-        """Wait for the thread, and record what it came to."""
+        """Wait for the thread, and record its outcome."""
         call = self._call
         pending = self._pending
         if call is None or pending is None:

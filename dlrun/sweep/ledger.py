@@ -155,8 +155,8 @@ class Ledger:
                 if "added_by" in values:
                     self.extensions.append(values["added_by"])
             elif "trial" in values:
-                number, told = values["trial"], values["told"]
-                self.trials.append(Trial(number, told, values["point"], values["keys"], values.get("error")))
+                number = values["trial"]
+                self.trials.append(Trial(number, values["told"], values["point"], values["keys"], values.get("error")))
             elif "config" in values:
                 values.pop("time", None)
                 entry = Entry(**values)

@@ -21,7 +21,7 @@ from dlrun.sweep.stacks import Unit
 
 # A job whose machine died so often may be the reason.
 _MOST_LOSSES = 3
-# A machine that is cut off may go on writing for a while.
+# A machine that is cut off may continue to write for a while.
 _LOCK_SECONDS = 60.0
 # A job that had not begun is told again to stop.
 _REPEAT_SECONDS = 10.0

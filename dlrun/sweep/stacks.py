@@ -62,6 +62,7 @@ def find_begun_stacks(folder: Path, jobs: Sequence[Job], unfinished: Collection[
 
     jobs: all of the sweep; unfinished: keys of those that are to be run.
     """
+    # A stack's file names its runs by their keys, which do not depend on the order of the points.
     by_key = {job.key: job for job in jobs}
     units: list[Unit] = []
     notes: list[str] = []
@@ -86,6 +87,7 @@ def plan_stacks(jobs: Sequence[Job], mode: str, folder: Path, prepared: Prepared
     groups: dict[str, list[Job]] = {}
     for job in jobs:
         if not job.request.continues:
+            # A run with a checkpoint of its own is in the middle of an epoch that others are not in.
             groups.setdefault(choice.make_group_key(job.request.config), []).append(job)
 
     units: list[Unit] = []
@@ -104,6 +106,7 @@ def plan_stacks(jobs: Sequence[Job], mode: str, folder: Path, prepared: Prepared
 
 
 def _name_file(jobs: Sequence[Job]) -> str:
+    # The same jobs have the same file when the sweep is resumed.
     digest = hashlib.sha256("".join(job.key for job in jobs).encode()).hexdigest()
     return _FILES.replace("*", digest[:12])
 
@@ -123,6 +126,7 @@ def _judge(group: Sequence[Job], mode: str, prepared: PreparedJobs) -> tuple[int
         obstacle = choice.find_obstacle(context)
         if obstacle is not None:
             return 1, f"not stacked: {obstacle}"
+        # What does not fit into the memory at once becomes several stacks.
         size = min(count, choice.count_fitting(context))
         if mode == "on":
             return size, f"{count} runs train as one stack, as sweep.stack=on asks"

@@ -305,9 +305,9 @@ def test_times_with_zones_are_put_in_the_order_of_utc(tmp_path: Path) -> None:
     """An autumn night of Berlin: written with offsets, and by the clock alone."""
     shown = ["2024-10-27 01:00", "2024-10-27 02:00", "2024-10-27 02:00", "2024-10-27 03:00", "2024-10-27 04:00"]
     offsets = ["+02:00", "+02:00", "+01:00", "+01:00", "+01:00"]
-    whole = [time + offset for time, offset in zip(shown, offsets, strict=True)]
+    times = [time + offset for time, offset in zip(shown, offsets, strict=True)]
     load = list(range(5))
-    path = write(tmp_path / "t.csv", {"date": whole[::-1], "load": load[::-1]})
+    path = write(tmp_path / "t.csv", {"date": times[::-1], "load": load[::-1]})
     splits = series(path, "load", window=2, test_fraction=0, normalize=False)
     x, y = arrays(splits.train)
     assert np.concatenate([x[:, :, 0], y], axis=1).tolist() == [[0, 1, 2], [1, 2, 3], [2, 3, 4]]
@@ -315,7 +315,7 @@ def test_times_with_zones_are_put_in_the_order_of_utc(tmp_path: Path) -> None:
     assert any("'date' has the time zones +01:00, +02:00: rows were put in the order of UTC" in n for n in splits.notes)
 
     berlin = series(path, "load", time_zone="Europe/Berlin", window=2, test_fraction=0, calendar=["hour"])
-    assert berlin.train.origin.to_columns()["time"] == [time[:22] for time in whole[2:]]  # type: ignore[union-attr]
+    assert berlin.train.origin.to_columns()["time"] == [time[:22] for time in times[2:]]  # type: ignore[union-attr]
     assert berlin.spec.feature_names == ("load", "hour_sin", "hour_cos")
     assert berlin.spec.mean[1:] == (0, 0)
     # By the clock of Berlin it is one, two and two.
@@ -328,7 +328,7 @@ def test_times_with_zones_are_put_in_the_order_of_utc(tmp_path: Path) -> None:
         series(plain, "load", window=2)
     by_clock = series(plain, "load", time_zone="Europe/Berlin", window=2, test_fraction=0, calendar="hour")
     assert torch.equal(by_clock.train.inputs[0], berlin.train.inputs[0])  # type: ignore[union-attr]
-    mixed = write(tmp_path / "m.csv", {"date": [*whole[:4], shown[4]], "load": load})
+    mixed = write(tmp_path / "m.csv", {"date": [*times[:4], shown[4]], "load": load})
     with pytest.raises(DataError, match=r"line 6: column 'date' holds '2024-10-27 04:00' without a time zone, which"):
         series(mixed, "load", window=2)
 
@@ -347,8 +347,8 @@ def test_folds_are_those_of_scikit_learn(tmp_path: Path, fold: int) -> None:
     splits = series(path, "load", window=4, horizon=2, folds=3, fold=fold, val_fraction=0.2, normalize=False)
     train, test = list(TimeSeriesSplit(3).split(np.arange(100)))[fold]
     held_out = round(len(train) * 0.2)
-    seen = {value for rows in arrays(splits.train) for value in rows.flatten().tolist()}
-    assert seen == set(train[:-held_out].tolist())
+    used_values = {value for rows in arrays(splits.train) for value in rows.flatten().tolist()}
+    assert used_values == set(train[:-held_out].tolist())
     assert set(arrays(splits.val)[1].flatten().tolist()) == set(train[-held_out:].tolist())
     assert set(arrays(splits.test)[1].flatten().tolist()) == set(test.tolist())
     assert splits.unheeded["test_fraction"] == "data.folds draws the test part"

@@ -80,6 +80,7 @@ class StackedLinear(StackedLayer):
         """W x + b of each member."""
         weight = self.tensors["weight"]
         # Of a sequence each place is a row.
+        # bmm takes three dimensions only.
         rows = x if x.dim() == 3 else x.flatten(1, -2)
         output: Tensor = _BatchedLinear.apply(rows, weight, self.tensors.get("bias"))
         return output if x.dim() == 3 else output.view(*x.shape[:-1], -1)
@@ -104,6 +105,7 @@ class _BatchedLinear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         # The data of the first layer take no gradient.
         of_input = torch.bmm(gradient, weight) if ctx.needs_input_grad[0] else None
+        # One number of the bias serves all rows.
         of_bias = gradient.sum(1) if ctx.has_bias else None
         return of_input, torch.bmm(gradient.transpose(1, 2), x), of_bias
 
@@ -158,8 +160,8 @@ class StackedLayerNorm(StackedLayer):
             if name in self.tensors:
                 values = self.tensors[name]
                 # (M, 1 for each dimension between, *normalized_shape)
-                between = x.dim() - values.dim()
-                output = combine(output, values.view(len(values), *(1,) * between, *values.shape[1:]))
+                missing = x.dim() - values.dim()
+                output = combine(output, values.view(len(values), *(1,) * missing, *values.shape[1:]))
 
         return output
 
@@ -175,8 +177,10 @@ class StackedBatchNorm(StackedLayer):
     def forward(self, x: Tensor) -> Tensor:
         """(M, B, C, ...) -> the same shape; in training it updates the running statistics of each member."""
         members, rows, channels = x.shape[:3]
+        # Buffers (M,), such as the count of batches, are of no channel.
         flat = {name: values.flatten(0, 1) for name, values in self.tensors.items() if values.dim() == 2}
         layer = self.first
+        # Without running statistics torch normalizes by the batch in evaluation too.
         uses_batch = layer.training or "running_mean" not in flat
         if layer.training and "num_batches_tracked" in self.tensors:
             self.tensors["num_batches_tracked"].add_(1)
@@ -201,6 +205,7 @@ class StackedGroupNorm(StackedLayer):
         """(M, B, C, ...) -> the same shape."""
         members, rows, channels = x.shape[:3]
         flat = {name: values.flatten() for name, values in self.tensors.items()}
+        # Groups lie within the channels of one member, so that no mean crosses members.
         merged = F.group_norm(
             join_channels(x), members * self.first.num_groups, flat.get("weight"), flat.get("bias"), self.first.eps
         )
@@ -231,6 +236,7 @@ class StackedConvolution(StackedLayer):
             layer.stride,
             layer.padding,
             layer.dilation,
+            # Groups keep the channels of one member from those of the next.
             members * layer.groups,
         )
         return split_channels(merged, members, rows, layer.out_channels)
@@ -243,6 +249,7 @@ class StackedBySample(StackedLayer):
     def covers(cls, layer: Any) -> bool:
         """Not the places of maxima, nor a softmax over the batch."""
         if isinstance(layer, nn.Softmax | nn.LogSoftmax):
+            # A softmax over dimension 0 would mix the rows of the batch.
             return layer.dim is not None and (layer.dim > 0 or layer.dim == -1)
         return not getattr(layer, "return_indices", False)
 
@@ -340,9 +347,11 @@ def list_chain(model: nn.Module) -> list[nn.Module] | None:
 
 
 def _list_parts(model: nn.Module) -> list[nn.Module] | None:
+    # A hook may compute anything.
     if _is_altered(model):
         return None
     if type(model) in STACKED_LAYERS:
+        # A layer with parts of its own is stacked as a whole.
         return [model] if STACKED_LAYERS[type(model)].covers(model) else None
 
     if type(model) is nn.Sequential:

@@ -30,6 +30,7 @@ class Member(TrainerView):
         """State of all generators, as a training alone would have them now."""
         if self.device.type != "cuda":
             return self._rng | {"torch": self.generator.get_state()}
+        # On a GPU dropout draws from the generator of that device alone.
         of_devices = list(self._rng.get("cuda", []))
         of_devices[self.device.index or 0] = self.generator.get_state()
         return self._rng | {"cuda": of_devices}
@@ -73,6 +74,7 @@ class Member(TrainerView):
 
     def check_losses(self, first_step: int, losses: Sequence[float]) -> None:
         """Take note of the losses of the steps from `first_step` on; one that is not finite ends the training."""
+        # On the CPU already, so that `check_finite` waits for no device.
         self.state.recent_losses = [(first_step + i, torch.tensor(loss)) for i, loss in enumerate(losses)]
         try:
             self.state.check_finite()

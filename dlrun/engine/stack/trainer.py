@@ -83,6 +83,7 @@ class StackTrainer:
             begin = time.perf_counter()
             first_batch = self.batch
             is_epoch_complete = self.train_epoch()
+            # The device works on after the last step was queued: the time counts once it is done.
             self.members[0].state.synchronize()
             self.count_progress((time.perf_counter() - begin) / len(self.members), first_batch)
             if not is_epoch_complete:
@@ -209,6 +210,7 @@ class StackTrainer:
         orders = torch.stack([member.state.train.order.permutation(epoch) for member in self.members])
         orders = orders.to(data.targets.device)
 
+        # Several batches a gather: each call costs as much as a step of a small net.
         size = data.order.batch_size
         row_bytes = sum(column[:1].nbytes for column in (*data.inputs, data.targets))
         per_gather = max(1, GATHER_BYTES // (row_bytes * size * len(self.members)))
@@ -244,6 +246,7 @@ class StackTrainer:
         count = len(self.members)
         all_outputs, all_targets, all_losses = [], [], []
         for inputs, targets in data.epoch(1):
+            # A view for all members: nothing is copied.
             expanded = [column.expand(count, *column.shape) for column in inputs]
             outputs = self.model(*expanded)
             all_losses.append(self.objective.compute_losses(outputs, targets.expand(count, *targets.shape)))
@@ -257,6 +260,7 @@ class StackTrainer:
 
     def retire_members(self) -> None:
         """Let the members that have ended leave, each with tensors of its own, and stack the others anew."""
+        # Most epochs nobody leaves, and nothing is built anew.
         leaving = [member for member in self.members if member.is_finished]
         if not leaving:
             return
@@ -329,6 +333,7 @@ def find_obstacle(state: Any) -> str | None:
         return "fp16"
     if state.compute_model_metrics is not None or state.compute_auxiliary_loss is not None:
         return "its net logs values or adds to the loss"
+    # An epoch that is cut short would have a row of its own, at another step than the others'.
     rules = state.stop_rules
     steps_per_epoch = math.ceil(len(state.train) / rules.accumulate_steps)
     if rules.max_steps is not None and rules.max_steps % steps_per_epoch:
@@ -378,6 +383,7 @@ def find_obstacle_of_net(model: nn.Module) -> str | None:
 
 def has_shared_tensors(model: nn.Module) -> bool:
     """Whether a parameter or a buffer has several names."""
+    # torch leaves out further names of a tensor unless it is asked for them.
     for list_tensors in (model.named_parameters, model.named_buffers):
         if len(list(list_tensors(remove_duplicate=False))) != len(list(list_tensors())):
             return True

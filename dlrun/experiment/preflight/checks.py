@@ -244,7 +244,7 @@ def list_batch_sizes(order: EpochOrder, processes: int = 1, most_batches: int | 
     ragged = 0
     if order.rows > order.batch_size and not order.drop_last:
         ragged = order.rows % order.batch_size
-    # The training ends before it comes to the last batch.
+    # The training ends before it reaches the last batch.
     if most_batches is not None and most_batches < len(order):
         ragged = 0
 

@@ -42,6 +42,7 @@ def make_group_key(config: dict[str, Any]) -> str:
             continue
         own = _OWN_KEYS.get(section, ())
         shared[section] = {key: value for key, value in values.items() if key not in own} if own else values
+    # Lines of one sweep may name keys in any order.
     return json.dumps(shared, sort_keys=True, default=str)
 
 
@@ -128,8 +129,10 @@ def time_steps(context: RunContext, runs: int) -> Trial:
     state = context.state
     data = state.train
     assert isinstance(data, MemoryBatches)
+    # Fewer copies than runs tell enough, and take less memory.
     count = min(runs, _MOST_IN_TRIAL)
     inputs, targets = next(iter(data.epoch(1)))
+    # Copies: a pass in training mode moves the running statistics of batch norm.
     models = [copy.deepcopy(state.model).train() for _ in range(count)]
     parameters = [list(model.parameters()) for model in models]
     device = targets.device
@@ -145,6 +148,7 @@ def time_steps(context: RunContext, runs: int) -> Trial:
         stacked_model = StackedModel(models, generators)
         stacked_model.train()
         objective = StackedObjective(context.objective)
+        # As in training, where a gather makes a contiguous batch for each member.
         of_all: list[Tensor] = [x.expand(count, *x.shape).contiguous() for x in inputs]
         targets_of_all = targets.expand(count, *targets.shape).contiguous()
 
@@ -154,6 +158,7 @@ def time_steps(context: RunContext, runs: int) -> Trial:
 
         stacked = _time(step_stacked, state.synchronize)
 
+    # Both times grow with the number of runs.
     scale = runs / count
     return Trial(runs, stacked * scale, seconds_alone * scale)
 
@@ -166,6 +171,7 @@ def preserve_generators() -> Any:
 
 def _time(step: Callable[[], None], synchronize: Callable[[], None]) -> float:
     """Seconds of the fastest of a few steps, after one that does not count."""
+    # The fastest, as other processes only ever make a step slower.
     best = float("inf")
     for _ in range(1 + _TRIAL_STEPS):
         synchronize()

@@ -85,6 +85,7 @@ class Stack:
 
     def train(self) -> int:
         """Train all runs to their ends; returns 0, or the exit code of an interruption."""
+        # Runs of one stack share their device and its settings.
         settings: Settings = self.runs[0].settings
         with contextlib.ExitStack() as stack:
             enter_device_session(stack, settings, ErrorList())
@@ -94,6 +95,7 @@ class Stack:
                 return self.is_stopping or stop_requested()
 
             trainer = StackTrainer([run.member for run in self.runs], is_stopped, self.record, self.save_if_due)
+            # Before the first step: a stack that is killed now is resumed with the same members.
             if not self.restore(trainer):
                 self.save_beginning()
             if not trainer.fit():
@@ -102,6 +104,7 @@ class Stack:
                     return signals.get_signal_exit_code(stop_requested.signal_number)
                 return 0
 
+        # Every run has its own checkpoints now.
         self.file.unlink(missing_ok=True)
         return 0
 
@@ -143,6 +146,7 @@ class Stack:
             checkpoint.save(self.file, state)
         self.is_due = False
         self._saved_at = time.monotonic()
+        # Long saves come seldom.
         self._save_seconds = self._saved_at - begin
 
     def save_beginning(self) -> None:
@@ -169,6 +173,7 @@ class Stack:
 
         runs = {run.request.key: run for run in self.runs}
         ordered = [runs[key] for key in state["keys"]]
+        # The order decides which rows of the stack belong to whom.
         trainer.members = [run.member for run in ordered]
         trainer.build()
         trainer.load_state_dict(state["stack"])

@@ -308,8 +308,8 @@ def _check(
     difference = 0.0
     largest = 1.0
     for answer, expected in zip(answers, _compute_answers(subject.saved_model, outputs), strict=True):
-        found = given[answer.value or answer.probabilities]
-        difference = max(difference, float(np.abs(found - expected).max()))
+        actual = given[answer.value or answer.probabilities]
+        difference = max(difference, float(np.abs(actual - expected).max()))
         largest = max(largest, float(np.abs(expected).max()))
     # Written so that NaN fails too.
     if not difference <= _TOLERANCE * largest:

@@ -94,7 +94,7 @@ class Search:
         return jobs
 
     def list_further_jobs(self, trials: Sequence[Trial]) -> list[Job]:
-        """The jobs of the further seeds, of trials whose first run came to its end."""
+        """The jobs of the further seeds, of trials whose first run has finished."""
         jobs = []
         for trial in trials:
             of_trial = self.trials.find_jobs(trial)

@@ -64,7 +64,7 @@ def import_optuna(search: str) -> Any:
 
 
 class Study:
-    """A search in memory: proposes points, and is told what they gave."""
+    """A search in memory: proposes points, and learns their results."""
 
     def __init__(
         self, space: SearchSpace, settings: SweepConfig, objectives: Sequence[Objective], seed: int, epochs: int | None
@@ -200,14 +200,14 @@ class Study:
 
     def _strip(self, trial: "optuna.trial.FrozenTrial") -> "optuna.trial.FrozenTrial":
         """A copy without the state of CMA-ES, which is pickled and belongs to this process."""
-        kept = {key: value for key, value in trial.system_attrs.items() if not key.startswith("cma:")}
+        attributes = {key: value for key, value in trial.system_attrs.items() if not key.startswith("cma:")}
         return self.optuna.trial.create_trial(  # type: ignore[no-any-return]
             state=trial.state,
             values=trial.values,
             params=trial.params,
             distributions=trial.distributions,
             user_attrs=trial.user_attrs,
-            system_attrs=kept,
+            system_attrs=attributes,
             intermediate_values=trial.intermediate_values,
         )
 
@@ -264,7 +264,7 @@ class Study:
         if self.search == "cmaes":
             return samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
         if self.search == "qmc":
-            # One sequence, which goes on from trial to trial.
+            # One sequence, which continues from trial to trial.
             return samplers.QMCSampler(
                 scramble=True,
                 seed=derive_seed(self.seed, 0),

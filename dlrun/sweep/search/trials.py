@@ -125,7 +125,7 @@ class Trials:
         return list(unfinished.values())
 
     def is_complete(self, job: Job) -> bool:
-        """Whether a job came to its end, neither pruned nor failed."""
+        """Whether a job has finished, neither pruned nor failed."""
         entry = self.ledger.entries.get(job.key)
         return entry is not None and self.ledger.read_status(entry) in ("completed", "early_stopped")
 

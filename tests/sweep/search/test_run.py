@@ -77,8 +77,8 @@ def test_a_search_is_a_sweep_like_others(dlrun: Callable[..., Any]) -> None:
 def test_a_killed_search_ends_as_the_unbroken_one(dlrun: Callable[..., Any], tmp_path: Path, warm: Any) -> None:
     words = ("-m", *MLP, RATE, "optimizer.momentum=interval(0,0.9)", "sweep.search=tpe", "sweep.trials=14")
     words = (*words, "trainer.epochs=2", "sweep.round=2")
-    whole = dlrun(*words, "sweep.dir=whole")
-    assert whole.code == 0, whole.err
+    unbroken = dlrun(*words, "sweep.dir=whole")
+    assert unbroken.code == 0, unbroken.err
 
     for lines in (15, 60):
         first = ("resume", "cut") if Path("cut/sweep.jsonl").exists() else (*words, "sweep.dir=cut")

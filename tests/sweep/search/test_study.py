@@ -56,19 +56,19 @@ def go_on(study: Study, count: int) -> None:
 @pytest.mark.parametrize("search", ["tpe", "random", "cmaes", "qmc"])
 def test_a_study_that_is_told_everything_again_goes_the_same_way(search: str) -> None:
     words = NUMBERS if search == "cmaes" else WORDS
-    whole = make(search, words)
-    go_on(whole, 15)
+    reference = make(search, words)
+    go_on(reference, 15)
     for cut in (1, 12):
         again = make(search, words)
         # Another process has no memory of the first: only points and results are the same.
         for number in range(cut):
-            assert again.propose() == whole.points[number]
-            state = whole.results[number].state.name
-            again.tell(Result(state, [compute_loss(whole.points[number])] if state == "COMPLETE" else ()))
+            assert again.propose() == reference.points[number]
+            state = reference.results[number].state.name
+            again.tell(Result(state, [compute_loss(reference.points[number])] if state == "COMPLETE" else ()))
         go_on(again, 15 - cut)
-        assert again.points == whole.points
+        assert again.points == reference.points
 
-    assert make(search, words, seed=1).propose() != whole.points[0]
+    assert make(search, words, seed=1).propose() != reference.points[0]
 
 
 def test_a_grid_has_all_points_in_the_order_of_the_words() -> None:
@@ -101,9 +101,9 @@ def test_a_run_is_judged_alike_in_one_piece_and_in_two(pruner: str) -> None:
     assert [judge.judge(row) for row in good] == [False] * 9
 
     ends = [study.make_pruner(12).judge(row) for row in bad[:1]]  # type: ignore[union-attr]
-    whole = study.make_pruner(12)
-    assert whole is not None
-    verdicts = [whole.judge(row) for row in bad]
+    reference = study.make_pruner(12)
+    assert reference is not None
+    verdicts = [reference.judge(row) for row in bad]
     assert any(verdicts)
     assert verdicts[:1] == ends
     end = verdicts.index(True) + 1
