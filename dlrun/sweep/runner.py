@@ -90,7 +90,7 @@ def run(requests: Sequence[Request]) -> int:
             unfinished = list(jobs)
 
         place = f"on {sweep_settings['engine'].capitalize()}" if is_remote else ""
-        if is_remote and not sweep_settings["dry_run"]:
+        if is_remote and unfinished and not sweep_settings["dry_run"]:
             cluster = resources.enter_context(contextlib.closing(clusters.open_cluster(sweep_settings, folder)))
             engine, at_once, place = cluster, cluster.count_at_once(len(unfinished)), cluster.describe()
 

@@ -24,7 +24,7 @@ from dlrun.sweep.engines import Watcher
 from dlrun.sweep.jobs import Job
 from dlrun.sweep.process_engine import hide_working_directory
 from dlrun.sweep.remote import Remote, run_remote_job
-from dlrun.sweep.slurm_jobs import SUBMITTED, import_submitit, is_alive, is_ours, read_submitted
+from dlrun.sweep.slurm_jobs import SUBMITTED, import_submitit, is_alive, is_ours, is_waiting, read_submitted
 
 _POLL_SECONDS = 0.2
 # Of an array, by Slurm's default.
@@ -154,6 +154,9 @@ class Slurm(Remote):
                 job = self._jobs.pop(attempt.handle, None)
                 if job is not None:
                     job.done()
+                # They hold the request, and with it the permissions of the command line.
+                for file in (self.folder / FOLDER).glob(f"{attempt.handle}_*.pkl"):
+                    file.unlink(missing_ok=True)
                 if not self.is_local:
                     # Slurm itself may queue it again, beside the job that takes its place.
                     _run_command("scancel", attempt.handle)
@@ -183,7 +186,7 @@ class Slurm(Remote):
             line = submitted.get(job.key)
             if line is None or line["is_local"] != self.is_local:
                 continue
-            if is_alive(self.folder, line["id"], self.is_local):
+            if is_waiting(self.folder, line) and is_alive(self.folder, line["id"], self.is_local):
                 file = self.folder.absolute() / FOLDER / line["file"]
                 attempts.append(Attempt(RemoteJob(job, file, Path.cwd(), self.threads), line["id"]))
         return attempts

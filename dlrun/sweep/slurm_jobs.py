@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from dlrun.core import signals
 from dlrun.core.bounded import MEGABYTE, parse_line, read_bytes
 from dlrun.core.errors import DamageError, RequestError
 from dlrun.sweep.attempts import FOLDER, read_progress
@@ -38,6 +39,12 @@ def read_submitted(folder: Path) -> dict[str, dict[str, Any]]:
     return submitted
 
 
+def is_waiting(folder: Path, line: dict[str, Any]) -> bool:
+    """Whether a job has not ended by its own account: one that was interrupted may be queued again."""
+    code = read_progress(folder / FOLDER / line["file"]).code
+    return code is None or signals.is_interruption(code)
+
+
 def is_alive(folder: Path, number: str, is_local: bool) -> bool:
     """Whether a job is queued or running; number: its id."""
     if is_local:
@@ -60,7 +67,7 @@ def describe_states(folder: Path) -> str:
     queued_count = 0
     for line in read_submitted(folder).values():
         try:
-            if not is_alive(folder, line["id"], line["is_local"]):
+            if not is_waiting(folder, line) or not is_alive(folder, line["id"], line["is_local"]):
                 continue
         except RequestError:
             # Without submitit, the files are all that is known.

@@ -126,6 +126,7 @@ def test_jobs_of_slurm_live_without_the_sweep_and_are_taken_up_again(
     # The others were taken up: only the lost one was submitted anew.
     assert "array" not in (slurm / "1001.sbatch").read_text()
     assert not (slurm / "1002.sbatch").exists()
+    assert not list(sweep.rglob("*.pkl"))
     assert not describe_states(sweep)
 
 
