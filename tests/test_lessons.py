@@ -18,6 +18,10 @@ NEEDS_DATA = {"diabetes", "diabetes_relu", "overfitting", *WHOLE_DATA}
 NEEDS_DOWNLOAD = {"resnet_cifar10"}
 # As far as the expectations of a lesson need; `make course` runs all of each.
 CUT = {
+    "air_passengers": (
+        "sweep.points=['model=linear seed=range(2)',"
+        "'model=gru model.hidden_size=32 model.layers=1 model.bidirectional=false seed=0']",
+    ),
     "diabetes": ("trainer.epochs=20",),
     "diabetes_relu": ("trainer.epochs=40",),
     "logistic_regression": ("sweep.points=['seed=0']",),
@@ -34,6 +38,7 @@ CUT = {
     "parabola_fit": ("sweep.points=['seed=range(3)']", "expect=['at least 2: final/mse < 0.01']"),
     "planar_hidden_sizes": ("trainer.epochs=150",),
     "planar_scratch": ("trainer.epochs=150",),
+    "reviews_gru": ("sweep.points=['seed=0']", "trainer.epochs=6"),
     "save_two_ways": ("model.name=mobilenet_v3_small",),  # with 2 million weights, of 134 million
     "two_layer_scratch": ("trainer.epochs=20",),
 }

@@ -384,3 +384,16 @@ def test_files_of_parts_go_on_with_the_series_or_stand_alone(tmp_path: Path) -> 
     assert any("the times of the files overlap" in note for note in overlapping.notes)
     with pytest.raises(DataError, match=r"data\.test_path=.*b\.csv has no window of data\.window=5"):
         series(cut("a.csv", 0, 60), test_path=cut("b.csv", 55, 58), **words)
+
+
+def test_tables_that_come_with_dlrun_are_named_by_it() -> None:
+    splits = series("dlrun:air_passengers.csv", "passengers", window=24, horizon=12, test_fraction=0.25)
+    # The airline model's series G of Box and Jenkins: 144 months, 432 thousand passengers in the last.
+    assert isinstance(splits.test, Split)
+    assert splits.test.targets[-1, -1] == 432
+    assert splits.spec.preprocessing["steps"]["months"] == 1
+    assert hash_files({"path": "dlrun:air_passengers.csv"}) == splits.spec.preprocessing["sha256"]
+    with pytest.raises(
+        RequestError, match=r"dlrun:air\.csv is no table of dlrun's; .*there are air_passengers\.csv, rev"
+    ):
+        series("dlrun:air.csv")

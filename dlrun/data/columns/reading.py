@@ -13,8 +13,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from dlrun.core.errors import DataError, RequestError
-from dlrun.core.suggest import build_missing_path_error
+from dlrun.core.errors import DataError, RequestError, join_names
+from dlrun.core.suggest import build_missing_path_error, did_you_mean
 from dlrun.data.columns.arrow_text import FEWEST_BYTES, read_columns
 from dlrun.data.columns.cells import as_cells, choose_decimal, is_gap
 from dlrun.data.files.table import Table, parse_numbers, parse_rows
@@ -50,6 +50,10 @@ _OTHERS = {
     ".zst": "unpack it, or pack it as .gz",
     ".7z": "unpack it",
 }
+# Small tables that come with dlrun, for lessons and first tries.
+_OWN_PREFIX = "dlrun:"
+_OWN_TABLES = Path(__file__).parent.parent / "shipped"
+
 _SEPARATORS = (",", ";", "\t", "|")
 _SAMPLE_LINES = 50
 _SAMPLE_CHARACTERS = 1_000_000
@@ -151,9 +155,20 @@ def _parse_text(path: Path, text: str, separator: str, notes: list[str]) -> tupl
 def hash_file(path: Path) -> str:
     """sha256 of a file's bytes; "" where it cannot be read."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError:
+        return hashlib.sha256(locate(path).read_bytes()).hexdigest()
+    except (OSError, RequestError):
         return ""
+
+
+def locate(path: Path) -> Path:
+    """Where a file lies: `dlrun:NAME` is a table that comes with dlrun; RequestError for a name that it lacks."""
+    if not str(path).startswith(_OWN_PREFIX):
+        return path
+    name = str(path).removeprefix(_OWN_PREFIX)
+    names = sorted(file.name for file in _OWN_TABLES.glob("*.csv"))
+    if name not in names:
+        raise RequestError(f"{path} is no table of dlrun's; {did_you_mean(name, names)}there are {join_names(names)}")
+    return _OWN_TABLES / name
 
 
 def _build_from_rows(
@@ -294,7 +309,7 @@ def _check_format(text_format: TextFormat) -> None:
 
 def _read_bytes(path: Path, key: str) -> bytes:
     try:
-        content = path.read_bytes()
+        content = locate(path).read_bytes()
         return gzip.decompress(content) if path.suffix == ".gz" else content
     except FileNotFoundError:
         raise build_missing_path_error(path, key) from None
