@@ -17,12 +17,11 @@ from dlrun.data.columns.preprocessing import Preprocessing, encode_rows
 from dlrun.data.columns.reading import EXCEL, FEATHER, PARQUET, TextFormat, choose_separator, judge_encoding, read_file
 from dlrun.data.files.table import parse_numbers
 from dlrun.data.spec import DataSpec
-from dlrun.inference.predict.read_array import read_array_rows
+from dlrun.inference.predict.read_rows import RowReader
 from dlrun.inference.predict.read_table import format_label
-from dlrun.inference.predict.reader import STDIN, Item, Prepared, explain_missing, list_files, name_line, open_text
+from dlrun.inference.predict.reader import STDIN, Item, Prepared, name_line, open_text
 
 _OTHER_PROGRAMS = (*EXCEL, *PARQUET, *FEATHER)
-_ENDINGS = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".txt", *_OTHER_PROGRAMS)
 # Enough to judge encoding and separator by.
 _SAMPLE_CHARACTERS = 100_000
 
@@ -34,43 +33,36 @@ class Cells:
     inputs: list[str | None]
 
 
-class ColumnsReader:
+class ColumnsReader(RowReader):
     """A reader of tables: float64 (features,), as the preprocessing of training makes them."""
 
     accepted_inputs = (
         "a table (.csv, .tsv, .gz, .xlsx, .parquet, .feather), - for one on standard input, rows as 1.5,red,3, and "
         ".npy arrays of features"
     )
+    endings = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".txt", *_OTHER_PROGRAMS)
 
     def __init__(self, spec: DataSpec, separator: str | None = None, decimal: str | None = None) -> None:
         """separator: of text files; None for the one of training where it cuts the first line, else judged.
 
         decimal: the decimal mark; None for that of training.
         """
-        self.spec = spec
+        super().__init__(spec)
         self.preprocessing = Preprocessing.from_plain(spec.preprocessing)
         if decimal in (".", ","):
             self.preprocessing = self.preprocessing.set_decimal(decimal)
         self.separator = "\t" if separator == "\\t" else separator
         self.names = [column.name for column in self.preprocessing.columns]
 
-    def read_items(self, word: str) -> Iterator[Item]:
-        """Yield the rows that a word names; a word that is no file is a row itself if it has as many cells."""
-        path = Path(word)
-        if word == STDIN or (path.is_file() and path.suffix != ".npy"):
-            yield from self._read_table(word)
-        elif path.suffix == ".npy" and path.exists():
-            yield from read_array_rows(path, self.spec.input_shape)
-        elif path.is_dir():
-            for file in list_files(path, _ENDINGS):
-                yield from self._read_table(str(file))
-        elif "," in word or parse_numbers([word]) is not None:
-            cells = next(csv.reader([word], skipinitialspace=True))
-            yield self._make_item(word, cells, match_by_position(self.preprocessing, len(cells), False))
-        else:
-            raise explain_missing(word, self.accepted_inputs)
+    def parse_row(self, word: str) -> Item | None:
+        """A row if it has as many cells as a table that the model takes."""
+        if "," not in word and parse_numbers([word]) is None:
+            return None
+        cells = next(csv.reader([word], skipinitialspace=True))
+        return self._make_item(word, cells, match_by_position(self.preprocessing, len(cells), False))
 
-    def _read_table(self, word: str) -> Iterator[Item]:
+    def read_table(self, word: str) -> Iterator[Item]:
+        """Yield the rows of a file, of standard input, or of a file of another program."""
         if Path(word).suffix.lower() in _OTHER_PROGRAMS:
             yield from self._read_file(Path(word))
             return

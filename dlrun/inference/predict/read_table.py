@@ -3,7 +3,6 @@
 import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,13 +14,11 @@ from dlrun.core.errors import DataError, join_names
 from dlrun.core.suggest import did_you_mean
 from dlrun.data.files.table import parse_numbers
 from dlrun.data.spec import DataSpec
-from dlrun.inference.predict.read_array import read_array_rows
-from dlrun.inference.predict.reader import STDIN, Item, Prepared, explain_missing, list_files, name_line, open_text
+from dlrun.inference.predict.read_rows import RowReader
+from dlrun.inference.predict.reader import Item, Prepared, name_line, open_text
 
 if TYPE_CHECKING:
     from _csv import Reader as CsvReader
-
-_ENDINGS = (".csv", ".csv.gz", ".tsv", ".txt")
 
 
 @dataclass(frozen=True)
@@ -42,14 +39,15 @@ class Cells:
     features: list[str]
 
 
-class TableReader:
+class TableReader(RowReader):
     """A reader of tables: float64 (features,), (x - mean) / std with the constants of the training rows."""
 
     accepted_inputs = "a table (.csv or .csv.gz), - for one on standard input, rows as 1.5,2,3, and .npy arrays"
+    endings = (".csv", ".csv.gz", ".tsv", ".txt")
 
     def __init__(self, spec: DataSpec, target: str | int | Sequence[str | int] | None, delimiter: str = ",") -> None:
         """target: name or position of the training table's target column, or of several; None if it is not known."""
-        self.spec = spec
+        super().__init__(spec)
         # A table that is not known may have its target at the end.
         self.targets: list[str | int] = []
         if target is None:
@@ -65,22 +63,13 @@ class TableReader:
         self.mean = np.array(spec.mean or (0.0,))
         self.std = np.array(spec.std or (1.0,))
 
-    def read_items(self, word: str) -> Iterator[Item]:
-        """Yield the rows that a word names; a word that is no file is a row itself if it consists of numbers."""
-        path = Path(word)
-        if word == STDIN or (path.is_file() and path.suffix != ".npy"):
-            yield from self._read_table(word)
-        elif path.suffix == ".npy" and path.exists():
-            yield from read_array_rows(path, self.spec.input_shape)
-        elif path.is_dir():
-            for file in list_files(path, _ENDINGS):
-                yield from self._read_table(str(file))
-        elif parse_numbers(word.split(",")) is not None:
-            yield Item(word, Cells(word.split(",")))
-        else:
-            raise explain_missing(word, self.accepted_inputs)
+    def parse_row(self, word: str) -> Item | None:
+        """A row if it consists of numbers."""
+        cells = word.split(",")
+        return None if parse_numbers(cells) is None else Item(word, Cells(cells))
 
-    def _read_table(self, word: str) -> Iterator[Item]:
+    def read_table(self, word: str) -> Iterator[Item]:
+        """Yield the rows of a file or of standard input."""
         with open_text(word) as file:
             reader = csv.reader(file, delimiter=self.delimiter, skipinitialspace=True, strict=True)
             try:
