@@ -74,9 +74,12 @@ MEANINGS = {
     "task.losses": "of a net of several outputs, the loss of each by name, `{digit: cross_entropy, angle: huber}`",
     "task.weights": "of a net of several outputs, the weight of each loss in the sum, `{angle: 0.1}`; 1 by default",
     "task.loss_args": "arguments of the loss, `{label_smoothing: 0.1}`",
-    "task.class_weights": "`balanced`, or a weight for each class: the loss is then the weighted mean",
+    "task.class_weights": (
+        "`balanced`, or a weight for each class: the loss is then the weighted mean; of several outputs `{output: ...}`"
+    ),
     "task.metrics": (
-        "what is measured beside the loss, `[accuracy, balanced_accuracy, mine.metric]`; null: the task's own metrics"
+        "what is measured beside the loss, `[accuracy, balanced_accuracy, mine.metric]`; null: the task's own metrics; "
+        "of several outputs `{output: [...]}`"
     ),
     "task.reduction": "how losses of a batch are reduced: `mean` or `sum`",
     "optimizer.groups": "settings for parameters by name, `[{match: <pattern>, lr: ...}]`; the first match wins",

@@ -114,10 +114,12 @@ class TaskConfig:
     losses: Any = field(default=None, metadata={"mapping": True})
     weights: Any = field(default=None, metadata={"mapping": True})
     loss_args: Any = field(default=None, metadata={"mapping": True})  # arguments of the loss, {label_smoothing: 0.1}
-    class_weights: Any = None  # balanced, or a number for each class
+    # balanced, or a number for each class; of several outputs {output: balanced or numbers}
+    class_weights: Any = None
     reduction: str = _choice("mean", "mean", "sum")
     # null: those of the task; names of dlrun's, scikit-learn's or torchmetrics', module.function, module.Class
-    metrics: list[Any] | None = None
+    # Of several outputs {output: [names]}.
+    metrics: Any = None
 
 
 @dataclass

@@ -53,6 +53,9 @@ def iter_task_names(task: Any) -> Iterator[str]:
 def list_metric_targets(entries: Any) -> list[str]:
     """What each entry of `task.metrics` names, whether it has arguments or not."""
     targets = []
+    # Of several outputs there is a list for each.
+    if isinstance(entries, dict):
+        entries = [entry for part in entries.values() if isinstance(part, list) for entry in part]
     for entry in entries if isinstance(entries, list) else ():
         target = entry.get("_target_") if isinstance(entry, dict) else entry
         targets.append(str(target))

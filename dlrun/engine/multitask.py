@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dlrun.core.errors import RequestError, join_names
 from dlrun.data.spec import DataSpec, Output
 from dlrun.engine import metrics
+from dlrun.engine.chosen_metrics import ChosenMetric
 from dlrun.engine.metrics import MetricSums
 from dlrun.engine.objective import Objective
 
@@ -24,30 +25,32 @@ class MultitaskObjective(Objective):
     """The weighted sum of the losses of several outputs.
 
     losses: name of the loss of an output, its task's own where none is given. weights: of an output's loss, else 1.
+    metrics_of: what `metrics` of an Objective is, of an output, else its task's own. class_weights_of: weights of the
+    classes of an output; class_weights: those of all such outputs one behind the other, for checkpoints.
     Metrics: loss, the weighted sum, and each output's own with its name in front, as in digit_loss and digit_accuracy.
     """
 
     losses: Mapping[str, str] = field(default_factory=dict)
     weights: Mapping[str, float] = field(default_factory=dict)
+    metrics_of: Mapping[str, Sequence[str | ChosenMetric]] = field(default_factory=dict)
+    class_weights_of: Mapping[str, Sequence[float]] = field(default_factory=dict)
     parts: Mapping[str, Objective] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         parts = {}
         for output in self.spec.outputs:
-            # The same inputs, with this output alone.
-            spec = DataSpec(
-                self.spec.kind,
-                self.spec.input_shape,
-                output.task,
-                output.size,
-                output.class_names,
-                vocabulary=self.spec.vocabulary,
-            )
             try:
-                parts[output.name] = Objective(spec, self.losses.get(output.name), self.reduction)
+                parts[output.name] = Objective(
+                    make_spec_of_output(self.spec, output),
+                    self.losses.get(output.name),
+                    self.reduction,
+                    class_weights=self.class_weights_of.get(output.name),
+                    metrics=self.metrics_of.get(output.name),
+                )
             except RequestError as error:
                 # The parts name the key of a task with one output; this one has a key for each.
                 message = str(error).replace("task.loss=", f"task.losses.{output.name}=")
+                message = message.replace("task.class_weights", f"task.class_weights.{output.name}")
                 raise RequestError(message.replace(", or module.function for one of yours", "")) from error
 
         object.__setattr__(self, "parts", parts)
@@ -141,10 +144,17 @@ class MultitaskObjective(Objective):
         """The weighted loss first, then the metrics of each part."""
         host = {name: value.cpu() for name, value in sums.items()}
         values = {"loss": metrics.divide(host["loss"], host["weight"])}
+        weighted_loss = 0.0
         for name, part in self.parts.items():
             keys = [key for key in host if key.removeprefix(_ALL).startswith(f"{name}/")]
             part_sums = {key.replace(f"{name}/", "", 1): host[key] for key in keys}
-            values |= {f"{name}_{metric}": value for metric, value in part.compute_metrics(part_sums).items()}
+            part_values = part.compute_metrics(part_sums)
+            weighted_loss += self.weights.get(name, 1.0) * part_values["loss"]
+            values |= {f"{name}_{metric}": value for metric, value in part_values.items()}
+
+        if self.class_weights_of and self.reduction == "mean":
+            # A mean that weights its rows is not that of the batches' means.
+            values["loss"] = weighted_loss
         return values
 
     def fit_constant_outputs(self, targets: Tensor) -> Tensor:
@@ -153,6 +163,13 @@ class MultitaskObjective(Objective):
         for name, part_targets in self.split_targets(targets).items():
             columns.append(self.parts[name].fit_constant_outputs(part_targets).reshape(1, -1).double())
         return torch.cat(columns, dim=-1)
+
+
+def make_spec_of_output(spec: DataSpec, output: Output) -> DataSpec:
+    """The same inputs, with one of the outputs alone."""
+    return DataSpec(
+        spec.kind, spec.input_shape, output.task, output.size, output.class_names, vocabulary=spec.vocabulary
+    )
 
 
 def _prefix(name: str, key: str) -> str:

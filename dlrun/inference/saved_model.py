@@ -81,7 +81,7 @@ class SavedModel:
     def task(self) -> Objective:
         """Loss, predictions and metrics."""
         # Balanced weights are those of the rows of training, which need not be at hand.
-        if self.settings.task.class_weights == "balanced":
+        if objectives.has_balanced_weights(self.settings):
             weights = self.state.get("class_weights")
             if weights is None:
                 weights = objectives.compute_class_weights(self.settings, self.spec, self.splits.train)

@@ -117,6 +117,44 @@ def test_it_trains_as_a_loop_of_torch_with_a_loss_each(two: Callable[..., Any]) 
 
 
 @pytest.mark.slow
+def test_outputs_have_metrics_and_class_weights_of_their_own(two: Callable[..., Any]) -> None:
+    from sklearn import metrics
+
+    chosen = ("task.metrics={digit: [accuracy, auroc, cohen_kappa], angle: [rmse]}", "data.batch_size=16")
+    chosen += ("task.class_weights={digit: balanced, odd: [1, 3]}", "trainer.epochs=2")
+    done = two(*QUIET, *HEADS, *chosen, "checkpoint.monitor=val/digit_auroc", "hydra.run.dir=run")
+    assert done.code == 0, done.err
+    saved = package.load("run", trusted_modules="two_outputs")
+    test = saved.splits.test
+    y = test.targets
+    with torch.no_grad():
+        outputs = saved.model(test.inputs[0].float()).double()
+
+    counts = torch.bincount(saved.splits.train.targets[:, 0].long())
+    logits = outputs[:, :3]
+    signs = torch.where(y[:, 3] == 1, outputs[:, 5], -outputs[:, 5])
+    weights = 1 + 2 * y[:, 3]
+    losses = {
+        "digit_loss": nn.functional.cross_entropy(logits, y[:, 0].long(), weight=counts.sum() / (3 * counts.double())),
+        "angle_loss": nn.functional.mse_loss(outputs[:, 3:5], y[:, 1:3]),
+        "odd_loss": -(weights * nn.functional.logsigmoid(signs)).sum() / weights.sum(),
+    }
+    truth = {
+        **{name: float(loss) for name, loss in losses.items()},
+        "loss": float(sum(losses.values())),
+        "digit_auroc": metrics.roc_auc_score(y[:, 0], logits.softmax(1), multi_class="ovr"),
+        "digit_cohen_kappa": metrics.cohen_kappa_score(y[:, 0], logits.argmax(1)),
+        "angle_rmse": float(losses["angle_loss"].sqrt()),
+    }
+    result = done.result["metrics"]
+    assert {name: result[f"test/{name}"] for name in truth} == pytest.approx(truth, rel=1e-5)
+    assert "test/angle_mse" not in result
+    assert "test/odd_f1" in result
+    done = two("eval", "run", "trusted_modules=[two_outputs]")
+    assert "the same as recorded in training, to the last bit" in done.out, done.err
+
+
+@pytest.mark.slow
 def test_metrics_and_tables_of_each_output_are_scikit_learns(two: Callable[..., Any]) -> None:
     from sklearn import metrics
 
@@ -230,8 +268,15 @@ def test_several_columns_of_a_table_are_an_output_each(data: str, dlrun: Callabl
         ((*HEADS, "task.weights={odd: -1}"), "task.weights.odd=-1 must be a number of at least 0"),
         ((*HEADS, "task.weights={odd: 0, digit: 0, angle: 0}"), "so that there is nothing to learn"),
         ((*HEADS, "task.loss=mse"), "task.loss is for one output; type task.losses={digit: mse}"),
-        ((*HEADS, "task.metrics=[accuracy]"), "task.metrics is for one output"),
-        ((*HEADS, "task.class_weights=balanced"), "weight the losses of several by task.weights"),
+        (
+            (*HEADS, "task.metrics=[accuracy]"),
+            "is for one output, and these data have digit, angle, odd; type task.m",
+        ),
+        ((*HEADS, "task.metrics={digt: [auroc]}"), "task.metrics.digt is no output; did you mean task.metrics.digit"),
+        ((*HEADS, "task.metrics={angle: [auroc]}"), "task.metrics"),
+        ((*HEADS, "task.class_weights={angle: balanced}"), "task.class_weights.angle is no output of classes; "),
+        ((*HEADS, "task.class_weights={digit: [1, 2]}"), "balanced, or a number for each of 3 classes"),
+        ((*HEADS, "task.class_weights=[1, 2]"), "type balanced, or task.class_weights='{digit: balanced}'"),
         (("data=digits", "task.weights={digit: 1}"), "task.weights is for data of several outputs, and these have one"),
         ((*DATA, "model=logistic"), "model=logistic does not take data=rows"),
     ],

@@ -64,11 +64,47 @@ def build_metrics(
     entries = settings.task.metrics
     if entries is None:
         return None
+    if isinstance(entries, dict):
+        raise RequestError(f"{_KEY} has a list for each of several outputs, and these data have one; type one list")
+    return _build_list(entries, _KEY, settings, spec, trusted_modules)
+
+
+def build_metrics_of_outputs(
+    settings: Settings, specs: Mapping[str, DataSpec], trusted_modules: Sequence[str] | None
+) -> dict[str, list[str | ChosenMetric]]:
+    """What `task.metrics` asks for of each of several outputs, by name; outputs that it leaves out keep their own.
+
+    specs: of each output alone. RequestError for an output that is not there, and for entries as `build_metrics` does.
+    """
+    entries = settings.task.metrics
+    if entries is None:
+        return {}
+    names = list(specs)
+    if not isinstance(entries, dict):
+        raise RequestError(
+            f"{_KEY}={entries} is for one output, and these data have {join_names(names)}; type "
+            f"{_KEY}='{{{names[0]}: [...]}}'"
+        )
+    for name in entries:
+        if name not in names:
+            hint = did_you_mean(str(name), names, f"{_KEY}.")
+            raise RequestError(f"{_KEY}.{name} is no output; {hint}there are {join_names(names)}")
+    metrics = {}
+    for name, part in entries.items():
+        metrics[name] = _build_list(part, f"{_KEY}.{name}", settings, specs[name], trusted_modules)
+    return metrics
+
+
+def _build_list(
+    entries: Any, key: str, settings: Settings, spec: DataSpec, trusted_modules: Sequence[str] | None
+) -> list[str | ChosenMetric]:
+    if not isinstance(entries, list):
+        raise RequestError(f"{key}={entries} must be a list, as in {key}='[{entries}]'")
 
     metrics: list[str | ChosenMetric] = []
     names: set[str] = set()
     for number, entry in enumerate(entries):
-        where = f"{_KEY}[{number}]"
+        where = f"{key}[{number}]"
         target, arguments = _read_entry(entry, where)
         if target == _CONFUSION:
             _check_confusion(settings, spec)

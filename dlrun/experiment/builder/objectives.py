@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,14 +15,14 @@ from dlrun.core.errors import DlrunError, RequestError, join_names
 from dlrun.core.suggest import did_you_mean
 from dlrun.data.datasets import Part
 from dlrun.data.inspection import get_valid_targets
-from dlrun.data.spec import PADDING, DataSpec
+from dlrun.data.spec import PADDING, DataSpec, Output
 from dlrun.engine.device import Runtime, get_rng_state, is_out_of_memory, seed_everything, set_rng_state
 from dlrun.engine.losses import ALIASES
-from dlrun.engine.multitask import MultitaskObjective
+from dlrun.engine.multitask import MultitaskObjective, make_spec_of_output
 from dlrun.engine.objective import Objective
 from dlrun.experiment.builder import targets
 from dlrun.experiment.builder.build import set_precision
-from dlrun.experiment.builder.metrics import build_metrics
+from dlrun.experiment.builder.metrics import build_metrics, build_metrics_of_outputs
 
 _TORCH = "torch.nn."
 
@@ -43,7 +43,7 @@ def build_objective(
     """
     keys = settings.task
     if spec.task == "multitask":
-        return _build_multitask(settings, spec)
+        return _build_multitask(settings, spec, trusted_modules, class_weights)
     for name in ("losses", "weights"):
         if getattr(keys, name) is not None:
             raise RequestError(f"task.{name} is for data of several outputs, and these have one; type task.loss=...")
@@ -53,15 +53,19 @@ def build_objective(
     return Objective(spec, keys.loss, keys.reduction, own_loss, arguments, class_weights, metrics)
 
 
-def _build_multitask(settings: Settings, spec: DataSpec) -> MultitaskObjective:
+def _build_multitask(
+    settings: Settings,
+    spec: DataSpec,
+    trusted_modules: Sequence[str] | None,
+    class_weights: Sequence[float] | None,
+) -> MultitaskObjective:
     """The objective of several outputs, each with a loss of dlrun's; RequestError for keys that are for one output."""
     keys = settings.task
     names = [output.name for output in spec.outputs]
     if keys.loss is not None:
         raise RequestError(f"task.loss is for one output; type task.losses={{{names[0]}: {keys.loss}}}")
-    for name in ("loss_args", "metrics"):
-        if getattr(keys, name) is not None:
-            raise RequestError(f"task.{name} is for one output, and these data have {join_names(names)}; leave it out")
+    if keys.loss_args is not None:
+        raise RequestError(f"task.loss_args is for one output, and these data have {join_names(names)}; leave it out")
 
     # All keys are checked before a loss is built, so that a typo is named as one.
     losses = keys.losses or {}
@@ -78,7 +82,59 @@ def _build_multitask(settings: Settings, spec: DataSpec) -> MultitaskObjective:
 
     if weights and all(weights.get(name, 1.0) == 0 for name in names):
         raise RequestError("task.weights are all 0, so that there is nothing to learn; give one output a larger one")
-    return MultitaskObjective(spec, reduction=keys.reduction, losses=losses, weights=weights)
+    specs = {output.name: make_spec_of_output(spec, output) for output in spec.outputs}
+    metrics = build_metrics_of_outputs(settings, specs, trusted_modules)
+    weights_of = dict(_share_class_weights(settings, spec, class_weights or ()))
+    return MultitaskObjective(
+        spec,
+        reduction=keys.reduction,
+        class_weights=class_weights,
+        losses=losses,
+        weights=weights,
+        metrics_of=metrics,
+        class_weights_of=weights_of,
+    )
+
+
+def _share_class_weights(
+    settings: Settings, spec: DataSpec, class_weights: Sequence[float]
+) -> Iterator[tuple[str, list[float]]]:
+    """The weights of each output that has some, of those of all outputs one behind the other."""
+    start = 0
+    for output in _list_weighted(settings.task.class_weights, spec):
+        numbers = list(class_weights[start : start + output.class_count])
+        start += output.class_count
+        yield output.name, numbers
+
+
+def _list_weighted(setting: Any, spec: DataSpec) -> list[Output]:
+    """The outputs whose classes have weights, in the order of the spec; RequestError for a setting that cannot be."""
+    if setting is None:
+        return []
+    with_classes = [output for output in spec.outputs if output.class_count]
+    names = [output.name for output in with_classes]
+    if not names:
+        raise RequestError("task.class_weights is for classes, and all outputs are numbers; leave it out")
+    if setting == "balanced":
+        return with_classes
+    if not isinstance(setting, dict):
+        raise RequestError(
+            f"task.class_weights={setting} is for one output; type balanced, or "
+            f"task.class_weights='{{{names[0]}: balanced}}'"
+        )
+    for name in setting:
+        if name not in names:
+            hint = did_you_mean(str(name), names, "task.class_weights.")
+            raise RequestError(
+                f"task.class_weights.{name} is no output of classes; {hint}there are {join_names(names)}"
+            )
+    return [output for output in with_classes if output.name in setting]
+
+
+def has_balanced_weights(settings: Settings) -> bool:
+    """Whether `task.class_weights` counts training rows, of any output."""
+    setting = settings.task.class_weights
+    return setting == "balanced" or (isinstance(setting, dict) and "balanced" in setting.values())
 
 
 def _is_weight(value: Any) -> bool:
@@ -94,40 +150,64 @@ def compute_class_weights(settings: Settings, spec: DataSpec, train: Part | None
     setting = settings.task.class_weights
     if setting is None:
         return None
+    if spec.task == "multitask":
+        return _compute_weights_of_outputs(setting, spec, train)
     if spec.task == "regression":
         raise RequestError("task.class_weights is for classes, and these targets are numbers; leave it out")
-    if isinstance(setting, list) and spec.task != "multitask":
+    if isinstance(setting, list):
         return list(setting)
-    if setting != "balanced" and spec.task != "multitask":
+    if setting != "balanced":
         hint = did_you_mean(str(setting), ["balanced"])
         raise RequestError(
             f"task.class_weights={setting} is no choice; {hint}type balanced, or a number for each class"
         )
 
-    if spec.task == "multitask":
-        raise RequestError("task.class_weights is for one output; weight the losses of several by task.weights")
     if spec.task == "multilabel":
         raise RequestError(
             "task.class_weights=balanced is for one class a row; type a number for each label, or "
             "task.loss_args='{pos_weight: <weight of a label that a row has>}'"
         )
 
-    # Of a dataset that states no targets, every row would have to be read.
+    known = _get_known_targets(spec, train)
+    return _balance(known[known != PADDING], max(spec.output_size, 2), spec.class_names, "task.class_weights")
+
+
+def _compute_weights_of_outputs(setting: Any, spec: DataSpec, train: Part | None) -> list[float]:
+    """The weights of all outputs that have some, one behind the other."""
+    weights: list[float] = []
+    for output in _list_weighted(setting, spec):
+        key = f"task.class_weights.{output.name}"
+        own = setting if setting == "balanced" else setting[output.name]
+        if own == "balanced":
+            # Columns of the targets are in the order of the outputs.
+            before = spec.outputs[: spec.outputs.index(output)]
+            column = _get_known_targets(spec, train)[:, sum(other.columns for other in before)]
+            weights += _balance(column, output.class_count, output.class_names, key)
+            continue
+        if not isinstance(own, list) or len(own) != output.class_count:
+            raise RequestError(f"{key}={own} must be balanced, or a number for each of {output.class_count} classes")
+        weights += own
+    return weights
+
+
+def _get_known_targets(spec: DataSpec, train: Part | None) -> Tensor:
+    """The targets of all training rows; RequestError for a dataset that states none."""
+    # Every row would have to be read.
     known = get_valid_targets(train, spec)
     if known is None:
         raise RequestError(
             "task.class_weights=balanced counts the training rows, and this dataset has no `targets` of all of them; "
             "type a number for each class"
         )
+    return known
 
-    classes = max(spec.output_size, 2)
-    counts = torch.bincount(known[known != PADDING].flatten().long(), minlength=classes)
+
+def _balance(targets: Tensor, classes: int, class_names: Sequence[str], key: str) -> list[float]:
+    counts = torch.bincount(targets.flatten().long(), minlength=classes)
     for number, count in enumerate(counts.tolist()):
         if count == 0:
-            name = spec.class_names[number] if spec.class_names else number
-            raise RequestError(
-                f"task.class_weights=balanced: no training row is of class {name}; type a number for each class"
-            )
+            name = class_names[number] if class_names else number
+            raise RequestError(f"{key}=balanced: no training row is of class {name}; type a number for each class")
 
     weights: list[float] = (counts.sum() / (classes * counts.double())).tolist()
     return weights
