@@ -149,6 +149,9 @@ def test_outputs_have_metrics_and_class_weights_of_their_own(two: Callable[..., 
     result = done.result["metrics"]
     assert {name: result[f"test/{name}"] for name in truth} == pytest.approx(truth, rel=1e-5)
     assert "test/angle_mse" not in result
+    # Over the batches of an epoch too, where a mean with weights is not the mean of the batches'.
+    row = done.rows[-1]
+    assert row["train/loss"] == pytest.approx(sum(row[f"train/{name}"] for name in losses), rel=1e-6)
     assert "test/odd_f1" in result
     done = two("eval", "run", "trusted_modules=[two_outputs]")
     assert "the same as recorded in training, to the last bit" in done.out, done.err
