@@ -8,6 +8,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export OMP_NUM_THREADS_TESTS ?= 1
+# One and a half a core: slow tests wait a third of their time, for other processes and for the disk.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count() * 3 // 2)')
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,7 +39,7 @@ test: $(VENV)/.installed-dev  ## the fast tests (minutes on two cores, by the ma
 	OMP_NUM_THREADS=$(OMP_NUM_THREADS_TESTS) $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not browser and not gpu"
 
 test-slow: $(VENV)/.installed-dev  ## the other tests (some five times as long)
-	OMP_NUM_THREADS=$(OMP_NUM_THREADS_TESTS) $(BIN)/python -m pytest -n auto --dist worksteal -m "(slow or browser) and not gpu"
+	OMP_NUM_THREADS=$(OMP_NUM_THREADS_TESTS) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "(slow or browser) and not gpu"
 
 test-newest: $(VENV)/.installed-dev  ## the fast tests with the newest versions that pyproject.toml allows
 	OMP_NUM_THREADS=$(OMP_NUM_THREADS_TESTS) $(BIN)/python tests/newest.py $(VENV)-newest -n auto --dist worksteal -m "not slow and not browser and not gpu"

@@ -191,6 +191,37 @@ def command(python: Callable[..., Done]) -> Callable[..., Done]:
     return functools.partial(python, "-m", "dlrun")
 
 
+KILLED = """
+import os, signal, sys
+from dlrun.cli.main import main
+from dlrun.runs import checkpoint_manager
+
+save, calls = checkpoint_manager.save_encoded, []
+
+
+def save_or_die(*arguments):
+    calls.append(1)
+    if len(calls) == {nth}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(*arguments)
+
+
+checkpoint_manager.save_encoded = save_or_die
+sys.exit(main())
+"""
+
+
+@pytest.fixture
+def kill_at_save(python: Callable[..., Done]) -> Callable[..., None]:
+    """`kill_at_save(nth, *words)`: a command line as a warm process that is killed before its nth checkpoint file."""
+
+    def run(nth: int, *words: str) -> None:
+        done = python("-c", KILLED.format(nth=nth), *words)
+        assert done.code == -signal.SIGKILL, done.out + done.err
+
+    return run
+
+
 WITHOUT_DLRUN = """
 import sys
 

@@ -7,7 +7,6 @@ import random
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -167,17 +166,14 @@ def test_nets_of_every_kind_take_several_series(dlrun: Callable[..., Any], tmp_p
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_to_the_same_bits(dlrun: Callable[..., Any], warm: Any, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_to_the_same_bits(
+    dlrun: Callable[..., Any], kill_at_save: Callable[..., None], tmp_path: Path
+) -> None:
     write_power(tmp_path / "power.csv", 150)
     net = ("model=gru", "model.hidden_size=8", "model.dropout=0.2")
-    words = [*POWER, *net, "trainer.epochs=30", "checkpoint.every_steps=1"]
+    words = [*POWER, *net, "trainer.epochs=4", "checkpoint.every_steps=1"]
     assert dlrun(*words, "hydra.run.dir=whole").code == 0
-    process = warm.start("-m", "dlrun", *words, "hydra.run.dir=killed", cwd=tmp_path)
-    while len(list(tmp_path.glob("killed/checkpoints/step_*.pt"))) < 3:
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
+    kill_at_save(4, *words, "hydra.run.dir=killed")
     assert not (tmp_path / "killed" / "result.json").exists()
     assert dlrun("resume", "killed").code == 0
     reference, killed = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "killed"))

@@ -1,7 +1,6 @@
 """Losses of a user's choice on the command line: weighted, or modules of their own that are trained and saved."""
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -226,7 +225,7 @@ def test_the_learning_rate_test_leaves_a_loss_as_it_was(run_with_losses: Callabl
 
 @pytest.mark.slow
 def test_killed_and_resumed_is_the_undisturbed_run(
-    run_with_losses: Callable[..., Any], warm: Any, tmp_path: Path
+    run_with_losses: Callable[..., Any], kill_at_save: Callable[..., None], tmp_path: Path
 ) -> None:
     """A loss and a metric of one's own, killed in the middle of an epoch."""
     module = next(tmp_path.glob("losses_*.py"))
@@ -248,15 +247,9 @@ class Share:
     )
     name = module.stem
     words = [*QUIET, "data=digits", f"task.loss={name}.Tempered", f"task.metrics=[{name}.Share,accuracy,log_loss]"]
-    words += ["checkpoint.every_steps=1", "trainer.epochs=4", "data.batch_size=128", "task.class_weights=null"]
+    words += ["checkpoint.every_steps=1", "trainer.epochs=2", "data.batch_size=128", "task.class_weights=null"]
     assert run_with_losses(*words, "hydra.run.dir=undisturbed").code == 0
-    process = warm.start("-m", "dlrun", *words, "hydra.run.dir=killed", cwd=tmp_path)
-    deadline = time.monotonic() + 60
-    while not list(Path("killed/checkpoints").glob("step_*[1-9].pt")) and time.monotonic() < deadline:
-        time.sleep(0.005)
-    time.sleep(0.1)
-    process.kill()
-    process.wait(30)
+    kill_at_save(15, *words, "hydra.run.dir=killed")
     assert not Path("killed/result.json").exists()
 
     done = run_with_losses("resume", "killed", f"trusted_modules=[{name}]")

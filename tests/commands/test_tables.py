@@ -4,10 +4,8 @@ import csv
 import json
 import random
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -192,17 +190,14 @@ def test_a_classifier_equals_scikit_learns_on_the_same_rows(dlrun: Callable, tmp
 
 
 @pytest.mark.slow
-def test_a_killed_run_ends_in_the_bits_of_one_left_alone(dlrun: Callable, warm: Any, tmp_path: Path) -> None:
+def test_a_killed_run_ends_in_the_bits_of_one_left_alone(
+    dlrun: Callable, kill_at_save: Callable[..., None], tmp_path: Path
+) -> None:
     write_houses(tmp_path / "houses.csv")
     words = [word for word in HOUSES if not word.startswith("model=")]
-    words += ["model=tabular", "model.dropout=0.2", "trainer.epochs=30", "checkpoint.every_steps=1"]
+    words += ["model=tabular", "model.dropout=0.2", "trainer.epochs=4", "checkpoint.every_steps=1"]
     assert dlrun(*words, "hydra.run.dir=whole").code == 0
-    process = warm.start("-m", "dlrun", *words, "hydra.run.dir=killed", cwd=tmp_path)
-    while len(list(tmp_path.glob("killed/checkpoints/step_*.pt"))) < 3:
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
+    kill_at_save(4, *words, "hydra.run.dir=killed")
     assert not (tmp_path / "killed" / "result.json").exists()
     assert dlrun("resume", "killed").code == 0
     whole_run, killed_run = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "killed"))

@@ -6,7 +6,6 @@ import random
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -142,17 +141,12 @@ def test_a_sweep_compares_recurrent_nets_and_a_transformer(dlrun: Callable[..., 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["lstm", "transformer"])
 def test_a_killed_run_goes_on_to_the_same_bits(
-    model: str, dlrun: Callable[..., Any], warm: Any, tmp_path: Path
+    model: str, dlrun: Callable[..., Any], kill_at_save: Callable[..., None], tmp_path: Path
 ) -> None:
     write_reviews(tmp_path / "reviews.csv", 120)
-    words = [*REVIEWS, f"model={model}", "trainer.epochs=30", "checkpoint.every_steps=1", "model.dropout=0.2"]
+    words = [*REVIEWS, f"model={model}", "trainer.epochs=4", "checkpoint.every_steps=1", "model.dropout=0.2"]
     assert dlrun(*words, "hydra.run.dir=whole").code == 0
-    process = warm.start("-m", "dlrun", *words, "hydra.run.dir=killed", cwd=tmp_path)
-    while len(list(tmp_path.glob("killed/checkpoints/step_*.pt"))) < 3:
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
+    kill_at_save(4, *words, "hydra.run.dir=killed")
     assert not (tmp_path / "killed" / "result.json").exists()
     assert dlrun("resume", "killed").code == 0
     reference, killed = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "killed"))
