@@ -43,8 +43,10 @@ class BackgroundCall:
 
     def wait(self) -> None:
         """Wait for the end of the call. Signals are handled meanwhile."""
-        if self._thread is not None:
-            self._thread.join()
+        # Another thread may wait for the same call.
+        thread = self._thread
+        if thread is not None:
+            thread.join()
             self._thread = None
         if self._error is not None:
             raise self._error

@@ -94,7 +94,7 @@ def run(request: Request, console: Console | None = None, pruner: Pruner | None 
             checkpoints = make_checkpoint_manager(folder, context, request, resumed, unsaved, examine)
             with logger.open_logger(logged_run, context.loggers) as run_logger, contextlib.closing(checkpoints):
                 run_logger.start_others(context.settings.hyperparameters, console.say)
-                recorders = start_recording(context, folder, run_logger, resumed, console)
+                recorders = start_recording(context, folder, run_logger, checkpoints, resumed, console)
                 progress = ProgressDisplay(console, context.state, context.settings.trainer.progress)
                 # A row and its pictures are on the disk before the checkpoint that a resumed run begins from.
                 callbacks = [UnsavedAttributes(context.callbacks, note), run_logger, *recorders, checkpoints, progress]
@@ -378,7 +378,12 @@ def make_reload_check(context: RunContext, request: Request, say: Callable[[str]
 
 
 def start_recording(
-    context: RunContext, folder: Path, run_logger: RunLogger, resumed: dict[str, Any] | None, console: Console
+    context: RunContext,
+    folder: Path,
+    run_logger: RunLogger,
+    checkpoints: CheckpointManager,
+    resumed: dict[str, Any] | None,
+    console: Console,
 ) -> list[Callback]:
     """Restore the generators of a resumed run, or log how a new one begins; returns the recording callbacks."""
     tracking = context.settings.tracking
@@ -386,6 +391,8 @@ def start_recording(
 
     # Hashes come before pictures, which may fail.
     hashes = WeightHashes(context.state.model, folder, run_logger.disk_problems)
+    # A resumed run has the lines up to its checkpoint.
+    checkpoints.wait_for_records = hashes.wait
     callbacks: list[Callback] = [hashes]
     if tracking.evolution_every_epochs or spec.task == "tagging":
         callbacks.append(evolution.Evolution(context, folder, tracking.evolution_every_epochs or 1, run_logger))

@@ -11,7 +11,7 @@ import os
 import pickle
 import sys
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -242,12 +242,16 @@ def has_checksum(path: Path) -> bool:
 
 
 def hash_weights(model: nn.Module) -> str:
-    """Return the sha256 of a model's state: key, dtype, shape and little-endian bytes of each tensor, by sorted key.
+    """Return the sha256 of a model's state; see `hash_state`."""
+    return hash_state(model.state_dict())
+
+
+def hash_state(state: Mapping[str, Any]) -> str:
+    """Return the sha256 of a state_dict: key, dtype, shape and little-endian bytes of each tensor, by sorted key.
 
     Extra state (`get_extra_state`) that is no tensor is hashed by its repr.
     """
     digest = hashlib.sha256()
-    state = model.state_dict()
     # By name, as the order in which a module registers its layers does not change what it computes.
     for key in sorted(state):
         if not isinstance(state[key], Tensor):

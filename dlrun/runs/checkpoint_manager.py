@@ -95,6 +95,8 @@ class CheckpointManager(Callback):
         self.row: dict[str, float] = {}
         # True once a checkpoint of this process was read back successfully.
         self.is_verified = False
+        # Waits for what must be on the disk before a checkpoint is, in the thread that writes it.
+        self.wait_for_records: Callable[[], None] = _wait_for_nothing
         # How often a checkpoint was due, written or not.
         self.due_count = 0
         # True if the newest checkpoint resumes in the middle of an epoch.
@@ -218,6 +220,7 @@ class CheckpointManager(Callback):
         """Save the state of an interrupted epoch; a following `on_epoch_end` only saves its best weights."""
         state = trainer.state
         self.wait()
+        self.wait_for_records()
         # After an epoch, `on_epoch_end` may have saved it already, which other ranks do not know.
         is_saved = not state.progress.batch and self._saved_step == state.progress.step
         if not is_saved or state.ranks.world_size > 1:
@@ -228,11 +231,13 @@ class CheckpointManager(Callback):
     def on_fit_end(self, trainer: TrainerView) -> None:
         """Wait until the last checkpoint is on the disk."""
         self.wait()
+        self.wait_for_records()
 
     def close(self) -> None:
         """Wait for a checkpoint that is being written; where an error ends the training, it is that one that counts."""
         with contextlib.suppress(Exception):
             # Whatever the thread met, the training ends by an error of its own.
+            self.wait_for_records()
             self.wait()
 
     def save_partial_best(self) -> None:
@@ -332,6 +337,7 @@ class CheckpointManager(Callback):
 
     def _write(self, pending: _Pending) -> None:
         """Write step_*.pt, then update the links, then delete files that are no longer kept. In the thread."""
+        self.wait_for_records()
         self.folder.mkdir(exist_ok=True)
         if _is_best_older(pending) and not (self.folder / "last.pt").exists():
             # Nothing from before the best epoch is there to resume from, so write best.pt first.
@@ -426,6 +432,10 @@ class CheckpointManager(Callback):
         for file in self.folder.glob(f"step_*{_ASIDE}"):
             if files and file.stem <= files[-1].stem:
                 file.unlink()
+
+
+def _wait_for_nothing() -> None:
+    """Every record is on the disk as soon as it is made."""
 
 
 def _is_best_older(pending: _Pending) -> bool:

@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+from dlrun.experiment.callbacks import fingerprints
 
 SMALL = ("data=blobs", "model=mlp", "model.dropout=0.2", "tracking.graph=false", "figures=false", "checkpoint.keep=9")
 
@@ -26,12 +29,12 @@ def sha256(file: Path) -> str:
 
 def test_a_line_an_epoch_and_one_before_the_first_step(dlrun: Callable[..., Any]) -> None:
     done = dlrun(*SMALL, "trainer.epochs=2", "hydra.run.dir=run")
-    fingerprints = lines("run")
-    assert [(line["epoch"], line["step"]) for line in fingerprints] == [(0, 0), (1, 4), (2, 8)]
-    for line in fingerprints[1:]:
+    hashes = lines("run")
+    assert [(line["epoch"], line["step"]) for line in hashes] == [(0, 0), (1, 4), (2, 8)]
+    for line in hashes[1:]:
         assert line["weights_sha256"] == sha256(Path(f"run/checkpoints/step_{line['step']:08d}.pt"))
-    assert fingerprints[-1]["weights_sha256"] == json.loads(Path("run/result.json").read_text())["weights_sha256"]
-    assert len({line["weights_sha256"] for line in fingerprints}) == 3
+    assert hashes[-1]["weights_sha256"] == json.loads(Path("run/result.json").read_text())["weights_sha256"]
+    assert len({line["weights_sha256"] for line in hashes}) == 3
     assert set(done.rows[0]) >= {"epoch", "step", "train/loss"}
     assert "weights_sha256" not in done.rows[0]
 
@@ -44,3 +47,26 @@ def test_a_run_that_is_gone_on_with_has_the_lines_of_one_left_alone(dlrun: Calla
         file.write('{"epoch": 3, "step": 12, "weights_sha256": "x"}\n{"epoch": 4, "st')
     assert dlrun("resume", "parts", "trainer.epochs=4").code == 0
     assert Path("parts/fingerprints.jsonl").read_bytes() == Path("whole/fingerprints.jsonl").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_large_model_is_hashed_beside_the_training_and_before_its_checkpoint(
+    dlrun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fingerprints, "_LARGE", 0)
+    hash_state = fingerprints.hash_state
+    early: list[list[str]] = []
+
+    def hash_slowly(state: dict[str, Any]) -> str:
+        time.sleep(0.1)
+        # What has been saved of the epochs so far.
+        early.append(sorted(path.name for path in Path("run/checkpoints").glob("step_*.pt")))
+        return hash_state(state)
+
+    monkeypatch.setattr(fingerprints, "hash_state", hash_slowly)
+    dlrun(*SMALL, "trainer.epochs=2", "hydra.run.dir=run")
+    assert early == [[], ["step_00000004.pt"]]
+    hashes = {line["step"]: line["weights_sha256"] for line in lines("run")}
+    assert list(hashes) == [0, 4, 8]
+    for step in (4, 8):
+        assert hashes[step] == sha256(Path(f"run/checkpoints/step_{step:08d}.pt"))
