@@ -213,9 +213,9 @@ class StackedGroupNorm(StackedLayer):
 
 
 class StackedConvolution(StackedLayer):
-    """nn.Conv1d and 2d as one grouped convolution over the channels of all members.
+    """nn.Conv1d and 2d: on a CPU one member after the other, elsewhere one grouped convolution over all channels.
 
-    On a CPU it takes as long as the members' own one after the other, and so do unfolded inputs times matrices.
+    On a CPU either takes as long, and so do unfolded inputs times matrices; one by one rounds as a net alone does.
     """
 
     @classmethod
@@ -229,6 +229,12 @@ class StackedConvolution(StackedLayer):
         members, rows = x.shape[:2]
         bias = self.tensors.get("bias")
         convolve = F.conv1d if isinstance(layer, nn.Conv1d) else F.conv2d
+        if x.device.type == "cpu":
+            biases = [None] * members if bias is None else bias.unbind()
+            parts = zip(x.unbind(), self.tensors["weight"].unbind(), biases, strict=True)
+            settings = (layer.stride, layer.padding, layer.dilation, layer.groups)
+            return torch.stack([convolve(of_member, weight, b, *settings) for of_member, weight, b in parts])
+
         merged = convolve(
             join_channels(x),
             self.tensors["weight"].flatten(0, 1),

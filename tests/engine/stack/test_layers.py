@@ -206,3 +206,16 @@ def test_a_class_derived_from_a_layer_is_another_layer() -> None:
         pass
 
     assert list_chain(Own(2, 2)) is None
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_convolutions_round_on_a_cpu_as_those_of_the_net_alone(bias: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    alone = [nn.Conv2d(3, 8, 3, padding=1, bias=bias) for _ in range(MEMBERS)]
+    x = torch.randn(MEMBERS, 16, 3, 12, 12, generator=generator)
+    tensors = {
+        name: torch.stack([getattr(layer, name).detach() for layer in alone]) for name in ("weight", "bias")[: 1 + bias]
+    }
+    outputs = STACKED_LAYERS[nn.Conv2d](alone, tensors, []).forward(x)
+    for layer, inputs, output in zip(alone, x, outputs, strict=True):
+        assert torch.equal(layer(inputs), output)
