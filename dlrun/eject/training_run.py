@@ -89,6 +89,8 @@ class TrainingRun:
         is_digest = re.fullmatch(r"[0-9a-f]{64}", digest) is not None
         # What the script's weights are to be; None where they need not be the same.
         self.weights_sha256 = digest if is_digest and self.device == "cpu" else None
+        # Batched products round in other places than those of the net alone, which the script trains.
+        self.is_stacked = bool(record and record.result.get("stacked"))
 
     def build_schedule(self) -> Schedule:
         """The schedule at its start on an optimizer at its start, with all lengths filled in."""

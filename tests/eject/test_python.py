@@ -225,3 +225,21 @@ def test_what_cannot_be_written_is_told(words: tuple[str, ...], sentence: str, d
     assert refused.code == 2
     assert sentence in refused.err
     assert not Path("run/export/python").exists()
+
+
+@pytest.mark.slow
+def test_a_member_of_a_stack_is_trained_alone_and_says_why_its_bits_differ(
+    dlrun: Callable[..., Any], plain: Callable[..., Any]
+) -> None:
+    words = ("data=blobs", "model=mlp", "model.hidden_sizes=[6]", "optimizer=adam", "trainer.epochs=2", "figures=false")
+    assert dlrun("-m", *words, "seed=range(4)", "sweep.stack=on", "sweep.dir=s").code == 0
+    assert dlrun(*words, "seed=2", "hydra.run.dir=alone").code == 0
+    member = next(Path("s").glob("*seed=2"))
+    assert dlrun("export", str(member), "format=python").code == 0
+
+    file = next(member.glob("export/**/train.py"))
+    done = plain(FILES, str(file))
+    weights = next(line for line in done.out.splitlines() if line.startswith("weights "))
+    # Of the run alone to the bit.
+    assert weights.split()[1] == json.loads(Path("alone/result.json").read_text())["weights_sha256"]
+    assert weights.endswith(("as in the run", "not to the bit those of the run, which trained in a stack"))
