@@ -168,6 +168,8 @@ def measure(context: RunContext) -> dict[str, Value]:
 
 def check_expectations(context: RunContext, result: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     """Check what the config expects of the run."""
+    if not context.settings.expect:
+        return []
     outcome = expectations.build_outcome("", result, logger.read_rows(folder))
     checked = expectations.check(context.settings.expect, [outcome])
     return [dataclasses.asdict(line) for line in checked]

@@ -465,11 +465,12 @@ def finish(
     profiler: Profiler | None,
     is_alone: bool,
     stacked: int | None = None,
+    best_weights: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Evaluate the best weights on the test split, export, draw, and write result.json last; returns its content.
 
     is_alone: False for one of several runs whose expectations are checked together. stacked: number of runs that
-    trained as one net with this one.
+    trained as one net with this one. best_weights: what best.pt holds, where it need not be read again.
     """
     unsaved = run_logger.disk_problems
     # From here on events go into a file of their own, which a resumed run drops.
@@ -486,7 +487,9 @@ def finish(
 
     if status not in CUT_SHORT:
         with time_as("evaluation"):
-            best = None if has_best_weights(context, checkpoints) else checkpoints.load_best_weights(context.state)
+            best = None
+            if not has_best_weights(context, checkpoints):
+                best = best_weights or checkpoints.load_best_weights(context.state)
             test_metrics, test_outputs = evaluate_best_weights(context, best)
             metrics |= test_metrics
         outputs = FinalOutputs(context, test_outputs)

@@ -4,12 +4,13 @@ import itertools
 import logging
 import os
 import socket
+import struct
 import time
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.summary.writer.record_writer import RecordWriter
 
 from dlrun.core.files import DiskProblems, GrowingFile
 
@@ -28,13 +29,14 @@ class EventFile:
         stamp = f"{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_count):06d}"
         path = folder / f"events.out.tfevents.{stamp}{suffix}"
         self.file = GrowingFile(path, "TensorBoard's events", disk_problems)
-        self._records = RecordWriter(self.file)
         # Readers expect the version as the first event of a file.
         self.add_event(Event(wall_time=time.time(), file_version="brain.Event:2"))
 
     def add_event(self, event: Event) -> None:
         """Add an event; it is on the disk after `flush`."""
-        self._records.write(event.SerializeToString())
+        content = event.SerializeToString()
+        length = struct.pack("<Q", len(content))
+        self.file.write(b"".join((length, _compute_checksum(length), content, _compute_checksum(content))))
 
     def flush(self) -> None:
         """Write everything to the disk, or report that it cannot be written."""
@@ -43,6 +45,15 @@ class EventFile:
     def close(self) -> None:
         """Flush: the file is only open while something is added to it."""
         self.file.flush()
+
+
+def _compute_checksum(content: bytes) -> bytes:
+    """The masked CRC-32C of a record, as https://www.tensorflow.org/tutorials/load_data/tfrecord describes it.
+
+    TensorBoard computes it in Python, which takes 6 ms for the curves of 50 epochs.
+    """
+    crc = google_crc32c.value(content)
+    return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
 def wait_for_later_name(folder: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from tensorboard.context import RequestContext
 from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.hparams import get_experiment, list_session_groups
@@ -26,7 +27,7 @@ from dlrun.core.yaml import flatten
 from dlrun.runs.folder import reopen
 from dlrun.runs.logger import RunLogger, open_logger, read_rows
 from dlrun.runs.loggers.base import LoggedRun
-from dlrun.runs.tensorboard import EventFile
+from dlrun.runs.tensorboard import EventFile, _compute_checksum
 
 QUIET = ("tracking.graph=false", "figures=false")
 
@@ -343,3 +344,8 @@ def test_a_tracker_goes_on_with_the_rows_that_are_there(tmp_path: Path) -> None:
         tracker.log_epoch(row(epoch, train_loss=0.5), {})
         tracker.close()
     assert [r["epoch"] for r in read_rows(tmp_path)] == [1, 2]
+
+
+def test_checksums_of_events_are_those_that_tensorboard_computes() -> None:
+    for content in (b"", b"a", bytes(range(256)), b"x" * 1000):
+        assert _compute_checksum(content) == masked_crc32c(content).to_bytes(4, "little")

@@ -119,8 +119,10 @@ class StackedRun:
 
                     checkpoints.begin_save(context.state, self.history.rows[-1])
                     checkpoints.wait()
+                    is_alone = self.request.group is None
+                    best = self.history.best
                     result = single.finish(
-                        context, folder, status, run_logger, checkpoints, None, self.request.group is None, members
+                        context, folder, status, run_logger, checkpoints, None, is_alone, members, best
                     )
             except (Exception, SystemExit) as error:
                 # A metric or a loss of the user's own may raise anything.

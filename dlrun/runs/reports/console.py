@@ -237,10 +237,37 @@ class PlainTable(Table):
 @functools.lru_cache(maxsize=16)
 def _format_table(cells: _Cells) -> str:
     """A table as run.log has it. Jobs of a sweep have the same layers, and Rich takes milliseconds for a table."""
+    text = _format_simple_table(cells)
+    if text is not None:
+        return text
+
     output = io.StringIO()
     console = _Escaping(file=output, width=_LOG_WIDTH, no_color=True, **_get_notebook_settings())
     console.print(build_table(*cells), markup=False)
     return output.getvalue()
+
+
+def _format_simple_table(cells: _Cells) -> str | None:
+    """What Rich prints of a table whose cells need no folding and no escaping; None for any other."""
+    headers, rows, left = cells
+    lines = [headers, *rows]
+    if not all(cell.isprintable() and cell == cell.strip() for line in lines for cell in line):
+        return None
+    widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
+    # A space on each side of a cell, and one between two columns.
+    total = sum(widths) + 3 * len(widths) - 1
+    if total > _LOG_WIDTH:
+        return None
+
+    texts = []
+    for line in lines:
+        padded = []
+        for i, (cell, width) in enumerate(zip(line, widths, strict=True)):
+            space = " " * (width - cell_len(cell))
+            padded.append(cell + space if i < left else space + cell)
+        texts.append(f" {'   '.join(padded)} \n")
+    texts.insert(1, f"{'─' * total}\n")
+    return "".join(texts)
 
 
 def build_table(headers: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> PlainTable:

@@ -115,3 +115,26 @@ def test_a_table_that_was_changed_after_it_was_built_is_logged_as_it_is(tmp_path
     narrow.pad_edge = False
     console.say(narrow)
     assert (tmp_path / "run.log").read_text() == stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("headers", "rows", "left"),
+    [
+        (("metric", "train", "val"), [("loss", "0.5", "0.61234"), ("accuracy", "", "1")], 1),
+        (("layer", "kind", "output"), [("a", "8×128", "x"), ("中文", "é", "")], 2),
+        (("name",), [], 1),
+        (("name", "value"), [("x" * 91, "1234")], 1),
+        (("name", "value"), [("x" * 92, "1234"), (" a", "b ")], 1),
+    ],
+    ids=["numbers", "wide letters", "no rows", "as wide as the log", "wider"],
+)
+def test_tables_of_the_log_are_those_of_rich(
+    headers: tuple[str, ...], rows: list[tuple[str, ...]], left: int, tmp_path: Path
+) -> None:
+    console = Console(quiet=True)
+    console.open_log(tmp_path / "run.log")
+    console.say(build_table(headers, rows, left))
+    table = build_table(headers, rows, left)
+    with console.log.capture() as captured:
+        console.log.print(table, markup=False)
+    assert (tmp_path / "run.log").read_text() == captured.get()
