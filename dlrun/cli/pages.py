@@ -11,7 +11,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 
 # In the order in which a newcomer reads them.
 TOPICS = (
-    "quickstart", "course", "recipes", "sequences", "callbacks", "sweeps", "predict-and-export", "python-api",
+    "quickstart", "course", "recipes", "sequences", "callbacks", "sweeps", "search", "predict-and-export", "python-api",
     "loggers", "clusters", "coming-from", "configuration", "run-folder", "guarantees", "benchmarks", "architecture",
     "contributing", "changelog",
 )  # fmt: skip

@@ -29,6 +29,7 @@ OWN = {
     "checkpoints": "checkpoint_cost",
     "sweeps": "sweep_overhead",
     "jobs": "small_jobs",
+    "search": "search",
     "pictures": "image_reading",
     "callbacks": "callback_cost",
 }  # benches that print their own figures
