@@ -122,7 +122,7 @@ def test_the_median_pruner_is_optunas() -> None:
     theirs.add_trials(study.results)
     trial = theirs.ask()
     assert ours is not None
-    for epoch, value in enumerate((3.0, 2.0, 2.5, 0.1, 5.0), 1):
+    for epoch, value in enumerate((30.0, 20.0, 2.5, 0.1, 5.0), 1):
         trial.report(value, epoch)
         assert ours.judge({"epoch": epoch, "val/loss": value}) == trial.should_prune(), epoch
 
