@@ -154,14 +154,18 @@ class Slurm(Remote):
                 job = self._jobs.pop(attempt.handle, None)
                 if job is not None:
                     job.done()
-                # They hold the request, and with it the permissions of the command line.
-                for file in (self.folder / FOLDER).glob(f"{attempt.handle}_*.pkl"):
-                    file.unlink(missing_ok=True)
-                if not self.is_local:
-                    # Slurm itself may queue it again, beside the job that takes its place.
+                self._remove_pickles(attempt.handle)
+                attempt.listen()
+                if not self.is_local and attempt.progress.code is None:
+                    # Lost: Slurm itself may queue it again, beside the job that takes its place.
                     _run_command("scancel", attempt.handle)
                 ended.append((attempt, f"its job {attempt.handle} was lost ({self._describe_end(attempt)})"))
         return ended
+
+    def _remove_pickles(self, number: str) -> None:
+        """Remove the files of a job that has ended: they hold the permissions of a command line."""
+        for file in (self.folder / FOLDER).glob(f"{number}_*.pkl"):
+            file.unlink(missing_ok=True)
 
     def _describe_end(self, attempt: Attempt) -> str:
         if self.is_local:
@@ -189,6 +193,8 @@ class Slurm(Remote):
             if is_waiting(self.folder, line) and is_alive(self.folder, line["id"], self.is_local):
                 file = self.folder.absolute() / FOLDER / line["file"]
                 attempts.append(Attempt(RemoteJob(job, file, Path.cwd(), self.threads), line["id"]))
+            else:
+                self._remove_pickles(line["id"])
         return attempts
 
     def close(self) -> None:

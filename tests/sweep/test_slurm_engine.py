@@ -127,6 +127,7 @@ def test_jobs_of_slurm_live_without_the_sweep_and_are_taken_up_again(
     assert "array" not in (slurm / "1001.sbatch").read_text()
     assert not (slurm / "1002.sbatch").exists()
     assert not list(sweep.rglob("*.pkl"))
+    wait_for(lambda: (slurm / "1000_2.state").read_text() == "COMPLETED")
     assert not describe_states(sweep)
 
 
