@@ -49,7 +49,7 @@ class Sides:
         self.closed: list[str] = []
 
     def take(self, seconds: float, until: float | None) -> None:
-        """Let the clock go on, up to the end of what is granted."""
+        """Move the clock, up to the end of what is granted."""
         if until is not None and self.now + seconds > until:
             self.now = max(self.now, until)
             raise self.late
@@ -64,7 +64,7 @@ class Sides:
 
         def answer(self, until: float | None = None) -> dict[str, float]:
             self.sides.take(5.0, until)  # the start
-            return {"seconds": 1.0}
+            return {"seconds": 1.0, "cpu_seconds": 1.0}
 
         def tell(self, word: str, until: float | None = None) -> dict[str, float]:
             self.sides.words.append((self.name, word))
@@ -74,7 +74,7 @@ class Sides:
             if (self.name, word) in self.sides.words[:-1] or word != "go 5":
                 seconds *= self.sides.slower
             self.sides.take(seconds, until)
-            return {"seconds": seconds}
+            return {"seconds": seconds, "cpu_seconds": seconds}
 
         def close(self) -> None:
             self.sides.closed.append(self.name)
