@@ -1,7 +1,7 @@
 """`make bench`: every side of every row in turn, into tests/bench/results/<date>.json, .md and .png.
 
 python tests/bench/bench.py [WHAT ...] [--seconds 100]      WHAT: core, rows of it (resnet cnn), scale, accuracy,
-processes, tables, start, memory, checkpoints, sweeps, jobs, pictures, callbacks; all where it is left out.
+processes, tables, start, memory, checkpoints, sweeps, jobs, pictures, callbacks, steps; all where it is left out.
 DLRUN_DATA_DIR names the folder with the data. What is finished is written at once, so a bench that is stopped keeps
 what it has.
 """
@@ -32,6 +32,7 @@ OWN = {
     "search": "search",
     "pictures": "image_reading",
     "callbacks": "callback_cost",
+    "steps": "step_cost",
 }  # benches that print their own figures
 PARTS = ("core", "scale", "accuracy", "processes", "tables", *OWN)
 
