@@ -176,7 +176,7 @@ def main() -> int:
         seconds = time.perf_counter() - began
         for number in range(options.rounds):
             place = root / f"jobs_{jobs}_round_{number}"
-            most = seconds * (1.5 if number == 0 else 0.9)
+            most = seconds * (1.5 if number < options.commands else 0.9)
             outcome = one_round(place, words, jobs, most, chance, counts, real=number < options.commands)
             counts.differences += bool(outcome)
             for line in outcome[:6]:
