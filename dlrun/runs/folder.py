@@ -226,6 +226,7 @@ def clear_for_restart(folder: Path) -> None:
         names = (ENVIRONMENT, "run.log", METRICS, FINGERPRINTS, RESULT, "report.html", "loggers.json", "metrics.csv")
         for file in [*(folder / name for name in names), *folder.glob("events.out.tfevents.*")]:
             file.unlink(missing_ok=True)
+        remove_temporaries(folder)
 
 
 def write_description(folder: Path, request: Request, runtime: "Runtime") -> None:

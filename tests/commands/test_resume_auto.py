@@ -282,10 +282,12 @@ def test_a_folder_cut_off_before_its_first_checkpoint_is_begun_again(dlrun: Call
     for path in [Path("run/result.json"), *Path("run/checkpoints").iterdir()]:
         path.unlink()
     Path("run/mine.txt").write_text("of the user's own")
+    Path("run/.environment.json.123.tmp").write_text("of a process that was killed")
     done = dlrun(*WORDS, "hydra.run.dir=run")
     assert done.code == 0, done.err
     assert len(done.rows) == 4
     assert Path("run/mine.txt").exists()
+    assert not list(Path("run").glob(".*.tmp"))
 
 
 def test_a_sweep_goes_on_by_its_folder(dlrun: Callable[..., Any]) -> None:
