@@ -2,7 +2,7 @@
 
 import contextlib
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -103,11 +103,16 @@ def run(request: Request, console: Console | None = None, pruner: Pruner | None 
                 if pruner is not None:
                     # After the checkpoints, so that what is judged is on the disk.
                     callbacks.append(pruner)
+                    pruner.catch_up(run_logger.rows)
                     stop = pruner.join(stop)
                 trainer = make_trainer(context, callbacks, stop, profiler, folder)
 
+                # An earlier process may have been killed after it had pruned the run.
+                is_pruned = pruner is not None and pruner.is_pruned and not context.state.is_finished
                 with progress.show():
-                    status = fit(trainer, pruner, run_logger.rows)
+                    status = "pruned" if is_pruned else trainer.fit()
+                if pruner is not None:
+                    status = pruner.name_status(status)
                 # Notes up to here have been shown.
                 notes_before_end = len(context.notes)
                 context.notes.extend(library_warnings.note())
@@ -442,18 +447,6 @@ def make_note_writer(context: RunContext, console: Console) -> Callable[[str], N
         console.say(f"note: {text}")
 
     return note
-
-
-def fit(trainer: Trainer, pruner: Pruner | None, rows: Sequence[dict[str, float]]) -> str:
-    """Train to the end, or until the run is pruned; returns the status. rows: those of an earlier process."""
-    if pruner is None:
-        return trainer.fit()
-
-    pruner.catch_up(rows)
-    if pruner.is_pruned and not trainer.state.is_finished:
-        return "pruned"
-    status = trainer.fit()
-    return "pruned" if pruner.is_pruned and status == "interrupted" else status
 
 
 def finish(

@@ -27,3 +27,7 @@ class Pruner(Callback):
     def join(self, stop_requested: Callable[[], bool]) -> Callable[[], bool]:
         """A request to stop, from elsewhere or from here."""
         return lambda: self.is_pruned or stop_requested()
+
+    def name_status(self, status: str) -> str:
+        """What the trainer's status is called: a run that was stopped from here is "pruned"."""
+        return "pruned" if self.is_pruned and status == "interrupted" else status
