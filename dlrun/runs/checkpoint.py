@@ -5,6 +5,7 @@ comment, so torch.load opens it too and the checksum cannot get lost.
 """
 
 import contextlib
+import functools
 import hashlib
 import io
 import os
@@ -14,7 +15,7 @@ import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,9 @@ from dlrun.engine.object_state import duplicate
 from dlrun.runs.checkpoint_types import find_state_error, list_missing_keys
 from dlrun.runs.folder import list_finished_files
 from dlrun.runs.record import RunRecord
+
+if TYPE_CHECKING:
+    from dlrun.engine.stack.snapshot import MemberWeights
 
 FORMAT_VERSION = 1
 # Of fixed length, so that the comment is found from the end without a walk through the archive.
@@ -259,13 +263,28 @@ def hash_state(state: Mapping[str, Any]) -> str:
             continue
 
         tensor: Tensor = state[key].detach().cpu().contiguous()
-        digest.update(f"{key}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(_describe_tensor(key, tensor.dtype, tensor.shape))
         # As bytes, since NumPy has no bfloat16.
         raw = tensor.reshape(-1).view(torch.uint8).numpy()
         # Without a copy of what may be a gigabyte, unless its bytes are to be turned round.
         digest.update(raw.data if sys.byteorder == "little" else raw[::-1].tobytes())
 
     return digest.hexdigest()
+
+
+def hash_member(weights: "MemberWeights") -> str:
+    """Return what `hash_weights` returns for the model of a stack's member, in a tenth of the time."""
+    digest = hashlib.sha256()
+    size = weights.row.element_size()
+    for key, dtype, shape, begin, end in weights.parts:
+        digest.update(_describe_tensor(key, dtype, shape))
+        digest.update(weights.content[begin * size : end * size])
+    return digest.hexdigest()
+
+
+@functools.lru_cache
+def _describe_tensor(key: str, dtype: torch.dtype, shape: torch.Size) -> bytes:
+    return f"{key}|{dtype}|{tuple(shape)}|".encode()
 
 
 def load_newest(folder: Path, required_keys: Sequence[str] = ("optimizer",)) -> tuple[Path, dict[str, Any], list[str]]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from dlrun.runs import checkpoint
 from dlrun.runs.tensorboard import read_scalars
 from dlrun.sweep.stacks import find_begun_stacks
 
@@ -76,6 +77,13 @@ def test_members_are_recorded_as_runs_alone(dlrun: Callable[..., Any], tmp_path:
         # Before the first step all is equal to the bit.
         first = [(path / "fingerprints.jsonl").read_text().splitlines()[0] for path in (ours, theirs)]
         assert first[0] == first[1]
+
+        # The hashes are those of the weights that the run has at its end, and at its best.
+        lines = (ours / "fingerprints.jsonl").read_text().splitlines()
+        hashes = [json.loads(line)["weights_sha256"] for line in lines]
+        assert hashes[-1] == result["weights_sha256"]
+        best = checkpoint.load(ours / "checkpoints" / "best.pt")
+        assert checkpoint.hash_state(best["model"]) == hashes[result["best"]["epoch"]]
 
     # Every command reads them.
     member = list_runs(tmp_path / "stacked")[1]

@@ -7,6 +7,7 @@ import torch
 
 from dlrun.engine.best_epoch import BestEpoch
 from dlrun.engine.callback import Callback, CallbackList, TrainerView
+from dlrun.engine.stack.snapshot import MemberWeights
 from dlrun.engine.state import TrainState
 
 
@@ -18,6 +19,8 @@ class Member(TrainerView):
         super().__init__(state)
         self.callbacks = CallbackList([BestEpoch(), *callbacks])
         self.error: Exception | None = None
+        # At the end of an epoch, where they are all that the model's state holds.
+        self.weights: MemberWeights | None = None
 
         # What torch would draw from its global generator in a training alone.
         self.device = next(state.model.parameters()).device

@@ -1,10 +1,11 @@
 """The models of all members as one: a chain of stacked layers, or torch.func for any other model."""
 
+import contextlib
 import copy
 import dataclasses
 import functools
 import types
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from enum import Enum
 from typing import Any
 
@@ -201,6 +202,9 @@ class StackedModel:
             of_members = [chain[position] for chain in chains]
             layers.append(STACKED_LAYERS[type(first)](of_members, own, self.generators).forward)
 
+        self._layers = layers
+        self._layer_names = [prefixes.get(id(first)) for first in self.chain]
+
         def forward(x: Tensor) -> Tensor:
             for layer in layers:
                 x = layer(x)
@@ -234,6 +238,24 @@ class StackedModel:
         """Inputs (M, B, ...) -> outputs (M, B, ...)."""
         return self._forward(*inputs)
 
+    @torch.no_grad()
+    def find_awake_units(
+        self, x: Tensor, kinds: tuple[type[nn.Module], ...], units_are_last: bool
+    ) -> tuple[Tensor, dict[str, list[Tensor]]]:
+        """Outputs (M, B, ...) of a chain, and for each use of a layer of some kinds which units give more than 0.
+
+        x: (M, B, ...). Returns the uses by the layer's name, bool (M, units), over rows and positions; the units are
+        the last dimension, or else the channels (M, B, C, ...).
+        """
+        assert self.chain is not None
+        uses: dict[str, list[Tensor]] = {}
+        for layer, name, forward in zip(self.chain, self._layer_names, self._layers, strict=True):
+            x = forward(x)
+            if name is not None and isinstance(layer, kinds):
+                units = x if units_are_last or x.dim() == 3 else x.movedim(2, -1)
+                uses.setdefault(name, []).append((units > 0).flatten(1, -2).any(1))
+        return x, uses
+
     def compute_gradient(self, losses: Tensor, is_first: bool = True) -> None:
         """Compute the gradient of losses (M,) with respect to each member's parameters.
 
@@ -254,6 +276,16 @@ class StackedModel:
         """Put all members into training or evaluation mode."""
         # The mode of one model speaks for all: setting it in hundreds of small models takes as long as a step.
         self._template.train(training)
+
+    @contextlib.contextmanager
+    def evaluation_mode(self) -> Iterator[None]:
+        """Put all members into evaluation mode; on exit they are in the mode they were in before."""
+        is_training = self._template.training
+        self.train(False)
+        try:
+            yield
+        finally:
+            self.train(is_training)
 
     def release(self) -> None:
         """Give each model tensors of its own again."""

@@ -19,6 +19,7 @@ from dlrun.engine.stack import optimizers
 from dlrun.engine.stack.member import Member
 from dlrun.engine.stack.model import StackedModel
 from dlrun.engine.stack.objective import StackedObjective, concatenate
+from dlrun.engine.stack.snapshot import find_parts, take_snapshot
 
 # Batches of all members that are gathered together take about this much memory.
 GATHER_BYTES = 2**22
@@ -33,13 +34,18 @@ class StackTrainer:
         stop_requested: Callable[[], bool] = bool,
         on_members_end: Callable[[list[Member]], object] = list,
         on_epoch_end: Callable[["StackTrainer"], object] = id,
+        on_validation_end: Callable[["StackTrainer"], object] = id,
     ) -> None:
-        """on_members_end: called with those that have left the stack; on_epoch_end: called between two epochs."""
+        """on_members_end: called with those that have left the stack; on_epoch_end: called between two epochs.
+
+        on_validation_end: called before the members end their epoch.
+        """
         # Members whose optimizers are of one kind are neighbours, so that these are stepped together.
         self.members = sorted(members, key=lambda member: optimizers.describe_kind(member.optimizer))
         self.stop_requested = stop_requested
         self.on_members_end = on_members_end
         self.on_epoch_end = on_epoch_end
+        self.on_validation_end = on_validation_end
 
         first = self.members[0].state
         assert isinstance(first.train, MemoryBatches)
@@ -66,6 +72,7 @@ class StackTrainer:
         self.optimizers = optimizers.stack_optimizers([member.optimizer for member in self.members], self.model.weights)
         for _, optimizer in self.optimizers:
             optimizer.read_states(self.step)
+        self.parts = find_parts(self.model)
 
         limits = [member.state.stop_rules.grad_clip_norm for member in self.members]
         self.clips = any(limit is not None for limit in limits)
@@ -235,6 +242,13 @@ class StackTrainer:
         val_metrics: Sequence[dict[str, float] | None] = [None] * len(self.members)
         if self.val_data is not None:
             val_metrics = self.evaluate(self.val_data)
+        if self.parts is not None:
+            # For the callbacks: to look into hundreds of nets takes longer than the epoch.
+            snapshot = take_snapshot(self.model, self.parts)
+            for member, of_member in zip(self.members, snapshot, strict=True):
+                member.weights = of_member
+        self.on_validation_end(self)
+
         for member, of_train, of_val in zip(self.members, train_metrics, val_metrics, strict=True):
             if member.error is None:
                 member.end_epoch(of_train, of_val)

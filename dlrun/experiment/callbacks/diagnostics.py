@@ -88,7 +88,7 @@ _RESHAPING = ("View", "Reshape", "Squeeze", "Unsqueeze", "ToCopy")
 
 
 # Layers whose units may all be dead.
-_RELUS = (nn.ReLU, nn.ReLU6)
+RELUS = (nn.ReLU, nn.ReLU6)
 
 
 class Diagnostics(Callback):
@@ -118,7 +118,7 @@ class Diagnostics(Callback):
         with device.keep_rng_state():
             self.inputs, self.targets = _read_rows(context.state.train, row_count)
         # Without any of these the outputs alone are looked at, now and then.
-        self.has_relus = any(isinstance(layer, _RELUS) for layer in context.state.model.modules())
+        self.has_relus = any(isinstance(layer, RELUS) for layer in context.state.model.modules())
 
         troubles = context.state.progress.troubles
         context.notes.extend([note for note in troubles.values() if note not in context.notes])
@@ -162,14 +162,14 @@ class Diagnostics(Callback):
         is_first = len(self.rows) == 1
         outputs = torch.empty(0)
         if self.has_relus or is_first or stands_still:
-            with device.keep_rng_state():
-                outputs, awake = self.probe(self.inputs)
-                if is_first:
-                    troubles |= find_far_inputs(self.inputs[0], context.splits.spec, self.can_normalize)
-                    loss = context.objective.loss_name
+            outputs, awake = self.probe(self.inputs)
+            if is_first:
+                troubles |= find_far_inputs(self.inputs[0], context.splits.spec, self.can_normalize)
+                loss = context.objective.loss_name
+                with device.keep_rng_state():
                     note = final_activation.find_redundant_function(outputs, loss, self.name_last_operation)
-                    if note is not None:
-                        troubles[final_activation.TROUBLE] = note
+                if note is not None:
+                    troubles[final_activation.TROUBLE] = note
             troubles |= find_dead_units(awake)
 
         troubles |= diagnose_epoch(self.rows, self.lr, context.baseline)
@@ -196,23 +196,18 @@ class Diagnostics(Callback):
             # Over rows and positions: a unit is dead only where nothing wakes it.
             uses[name].append((units > 0).flatten(0, -2).any(0))
 
-        layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, _RELUS)]
+        layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, RELUS)]
         handles = [layer.register_forward_hook(partial(record, name)) for name, layer in layers]
         batches = zip(*(torch.split(x, self.batch_size) for x in inputs), strict=True)
         try:
-            with evaluation_mode(model), self.context.runtime.autocast():
+            with device.keep_rng_state(), evaluation_mode(model), self.context.runtime.autocast():
                 # In this mode it is not compiled: a compiled model would not know these hooks.
                 outputs = [model(*batch).float() for batch in batches]
         finally:
             for handle in handles:
                 handle.remove()
 
-        # A layer used twice with as many units is awake where one of its uses is; with others it is not judged.
-        awake: dict[str, Tensor] = {}
-        for name, masks in uses.items():
-            if len({len(mask) for mask in masks}) == 1:
-                awake[name] = torch.stack(masks).any(0)
-        return torch.cat(outputs), awake
+        return torch.cat(outputs), merge_uses(uses)
 
     @torch.enable_grad()
     def name_last_operation(self) -> str:
@@ -248,6 +243,18 @@ def _read_rows(train: Batches, most: int) -> tuple[tuple[Tensor, ...], Tensor]:
         batches = LoaderBatches(train.dataset, train.order, train.place, workers=0, check=train.check)
         return collect_rows(batches, _FEWEST_ROWS)
     return collect_rows(train, most)
+
+
+def merge_uses(uses: Mapping[str, Sequence[Tensor]]) -> dict[str, Tensor]:
+    """The units of each layer that one of its uses wakes, bool (..., units).
+
+    A layer used twice with other numbers of units is not judged.
+    """
+    awake: dict[str, Tensor] = {}
+    for name, masks in uses.items():
+        if len({mask.shape[-1] for mask in masks}) == 1:
+            awake[name] = torch.stack(list(masks)).any(0)
+    return awake
 
 
 def _take_idle_rows(rows: Rows) -> Rows:

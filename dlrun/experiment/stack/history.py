@@ -1,12 +1,15 @@
 """What callbacks would have recorded of a run, kept in memory until the run's folder is written."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from dlrun.engine import plain
 from dlrun.engine.callback import Callback, TrainerView
-from dlrun.runs.checkpoint import hash_weights
+from dlrun.engine.stack.member import Member
+from dlrun.engine.stack.snapshot import Part
+from dlrun.runs.checkpoint import hash_member, hash_weights
 
 
 class History(Callback):
@@ -23,8 +26,24 @@ class History(Callback):
         self.log_points: list[tuple[int, dict[str, float]]] = []
         # As in fingerprints.jsonl.
         self.fingerprints: list[dict[str, Any]] = [{"epoch": 0, "step": 0, "weights_sha256": hash_weights(model)}]
-        # Weights, epoch, step and metrics of the best epoch, as best.pt holds them.
-        self.best: dict[str, Any] | None = None
+        self._model = model
+        # Epoch, step, metrics and, unless they are in the row, weights of the best epoch.
+        self._best: dict[str, Any] | None = None
+        # Weights of the best epoch as one tensor (D,).
+        self._best_row: Tensor | None = None
+        self._parts: Sequence[Part] = ()
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """Weights, epoch, step and metrics of the best epoch, as best.pt holds them."""
+        if self._best is None or self._best_row is None:
+            return self._best
+
+        # Made only when it is asked for, as most epochs of a training are the best until then.
+        state = self._model.state_dict()
+        for key, _, shape, begin, end in self._parts:
+            state[key] = self._best_row[begin:end].view(shape).clone()
+        return {"model": state} | self._best
 
     def on_log(self, trainer: TrainerView, values: dict[str, float]) -> None:
         """Keep the values of a step."""
@@ -36,10 +55,20 @@ class History(Callback):
         self.timings.append(dict(trainer.timings))
         self.are_best.append(trainer.is_best)
         epoch, step = int(row["epoch"]), int(row["step"])
-        self.fingerprints.append({"epoch": epoch, "step": step, "weights_sha256": hash_weights(trainer.model)})
-        if trainer.is_best:
-            weights = plain.take_copy(trainer.state.get_weights())
-            self.best = weights | {"epoch": row["epoch"], "step": row["step"], "metrics": dict(row)}
+        weights = trainer.weights if isinstance(trainer, Member) else None
+        digest = hash_weights(trainer.model) if weights is None else hash_member(weights)
+        self.fingerprints.append({"epoch": epoch, "step": step, "weights_sha256": digest})
+        if not trainer.is_best:
+            return
+
+        self._best = {"epoch": row["epoch"], "step": row["step"], "metrics": dict(row)}
+        if weights is None:
+            self._best_row = None
+            self._best = plain.take_copy(trainer.state.get_weights()) | self._best
+        else:
+            # Of this member alone: a view would keep the weights of all.
+            self._best_row = weights.row.clone()
+            self._parts = weights.parts
 
     def state_dict(self) -> dict[str, Any]:
         """All of it, as plain values and tensors."""
@@ -59,4 +88,5 @@ class History(Callback):
         self.are_best = list(state["are_best"])
         self.log_points = [(int(step), values) for step, values in state["log_points"]]
         self.fingerprints = list(state["fingerprints"])
-        self.best = state["best"]
+        self._best = state["best"]
+        self._best_row = None

@@ -1,17 +1,23 @@
 """One run of a stack: prepared as a run alone, trained with the others, and recorded in its folder at its end."""
 
 import contextlib
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from dlrun.config.request import Request
 from dlrun.config.settings import Settings
 from dlrun.core import lock, signals
 from dlrun.core.files import DiskProblems
 from dlrun.engine import device
-from dlrun.engine.callback import Callback
+from dlrun.engine.callback import Callback, TrainerView
 from dlrun.engine.stack.member import Member
+from dlrun.engine.stack.model import StackedModel
 from dlrun.experiment import run as single
-from dlrun.experiment.callbacks.diagnostics import Diagnostics
+from dlrun.experiment.callbacks.diagnostics import RELUS, Diagnostics, merge_uses
 from dlrun.experiment.callbacks.fingerprints import WeightHashes
 from dlrun.experiment.context import RunContext
 from dlrun.experiment.reports import terminal
@@ -38,8 +44,10 @@ class StackedRun:
         self.rows: list[dict[str, float]] = []
 
         callbacks: list[Callback] = [self.history]
+        self.diagnostics: SparseDiagnostics | None = None
         if context.settings.tracking.diagnose:
-            callbacks.append(SparseDiagnostics(context, self.rows, self.add_line))
+            self.diagnostics = SparseDiagnostics(context, self.rows, self.add_line)
+            callbacks.append(self.diagnostics)
         self.member = Member(context.state, rng, callbacks)
 
     @property
@@ -138,7 +146,42 @@ class StackedRun:
 class SparseDiagnostics(Diagnostics):
     """Diagnostics that look at epochs 1, 2, 4, 8 ... and the last: a look takes as long as the steps of an epoch."""
 
+    # What `probe` would find in this epoch, where the stack has found it for all members together.
+    _probed: tuple[Tensor, dict[str, Tensor]] | None = None
+
     def is_looked_at(self, number: int) -> bool:
         """Whether to look at the epoch of this number, which has just ended."""
         is_power_of_two = number & (number - 1) == 0
         return is_power_of_two or self.context.state.is_finished
+
+    def on_epoch_end(self, trainer: TrainerView, row: dict[str, float]) -> None:
+        """Look at the epoch, if it is one of those to look at."""
+        super().on_epoch_end(trainer, row)
+        # The next epoch has other weights.
+        self._probed = None
+
+    def probe(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Outputs, and which units are awake, as the stack has found them, or of the member's own net."""
+        return self._probed or super().probe(inputs)
+
+
+def probe_together(model: StackedModel, members: Sequence[SparseDiagnostics], batch_size: int) -> None:
+    """Send the rows of all members through the stack once, for what their diagnostics do next.
+
+    model: a chain, in evaluation mode; members: in its order. batch_size: rows of a batch, which fit into the memory.
+    """
+    first = members[0]
+    units_are_last = first.context.splits.spec.kind == "series"
+    outputs: list[Tensor] = []
+    uses: dict[str, list[Tensor]] = defaultdict(list)
+    for begin in range(0, len(first.inputs[0]), batch_size):
+        rows = torch.stack([member.inputs[0][begin : begin + batch_size] for member in members])
+        of_batch, uses_of_batch = model.find_awake_units(rows, RELUS, units_are_last)
+        outputs.append(of_batch.float())
+        for name, masks in uses_of_batch.items():
+            uses[name] += masks
+
+    all_outputs = torch.cat(outputs, 1)
+    awake = merge_uses(uses)
+    for number, member in enumerate(members):
+        member._probed = all_outputs[number], {name: units[number] for name, units in awake.items()}

@@ -20,7 +20,7 @@ from dlrun.engine.stack.trainer import StackTrainer
 from dlrun.experiment import run as single
 from dlrun.experiment.context import Preflight, RunContext
 from dlrun.experiment.setup import enter_device_session
-from dlrun.experiment.stack.member import StackedRun
+from dlrun.experiment.stack.member import SparseDiagnostics, StackedRun, probe_together
 from dlrun.runs import checkpoint
 
 # A stack is saved after so long, and seldom enough that saving takes a twentieth of the time at most.
@@ -94,7 +94,9 @@ class Stack:
             def is_stopped() -> bool:
                 return self.is_stopping or stop_requested()
 
-            trainer = StackTrainer([run.member for run in self.runs], is_stopped, self.record, self.save_if_due)
+            trainer = StackTrainer(
+                [run.member for run in self.runs], is_stopped, self.record, self.save_if_due, self.probe
+            )
             # Before the first step: a stack that is killed now is resumed with the same members.
             if not self.restore(trainer):
                 self.save_beginning()
@@ -107,6 +109,27 @@ class Stack:
         # Every run has its own checkpoints now.
         self.file.unlink(missing_ok=True)
         return 0
+
+    def probe(self, trainer: StackTrainer) -> None:
+        """Look into the nets of all members at once, where the diagnostics look at the epoch that ends now.
+
+        An epoch that turns out to be a member's last one by its patience is looked at by that member alone.
+        """
+        number = trainer.members[0].state.progress.epoch + 1
+        is_power_of_two = number & (number - 1) == 0
+        if trainer.model.chain is None or not (is_power_of_two or number >= trainer.rules.epochs):
+            return
+
+        looking: list[SparseDiagnostics] = []
+        for member in trainer.members:
+            diagnostics = self.runs[self.find_number(member)].diagnostics
+            if diagnostics is not None and (diagnostics.has_relus or number == 1):
+                looking.append(diagnostics)
+        # All or none: the stack computes every member.
+        if len(looking) < len(trainer.members):
+            return
+        with trainer.model.evaluation_mode():
+            probe_together(trainer.model, looking, trainer.train_data.order.batch_size)
 
     def record(self, members: Sequence[Member]) -> None:
         """Write the folders of the runs that have left the stack."""
