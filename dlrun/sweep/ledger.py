@@ -275,9 +275,12 @@ class Ledger:
         finally:
             os.close(handle)
 
-    def read_status(self, entry: Entry) -> str:
-        """Status of a job by its own result.json, which is newer than a ledger that was cut off."""
-        run = RunRecord(self.folder / entry.folder)
+    def read_status(self, entry: Entry, run: RunRecord | None = None) -> str:
+        """Status of a job by its own result.json, which is newer than a ledger that was cut off.
+
+        run: the job's record, where it has been read already.
+        """
+        run = run or RunRecord(self.folder / entry.folder)
         status = run.result.get("status")
 
         # Without a result the job has not ended, whatever the ledger says.

@@ -20,6 +20,7 @@ from dlrun.core.shell import suggest_command
 from dlrun.engine.device import count_cores
 from dlrun.experiment.builder import data_cache
 from dlrun.experiment.late_pictures import draw_finished, draw_losses
+from dlrun.runs.record import RunRecord
 from dlrun.runs.reports.console import Console, format_facts
 from dlrun.runs.reports.plots import fonts
 from dlrun.sweep import clusters
@@ -300,14 +301,16 @@ def conclude(
     """
     errors = watcher.errors
     requests = [(job.request, errors.get(job.key)) for job in jobs]
-    is_as_expected = expectations.check_sweep(requests, ledger.folder)
+    # Each file of a run is read once, also where several steps look at it.
+    records: dict[Path, RunRecord] = {}
+    is_as_expected = expectations.check_sweep(requests, ledger.folder, records)
 
     for job in jobs:
         if job.key in errors and job.request.config["figures"] is None:
             draw_losses(job.folder)
 
     labels = {job.key: job.label for job in jobs}
-    runs, failures, pending = report.collect_runs(ledger, labels)
+    runs, failures, pending = report.collect_runs(ledger, labels, records)
     if runs:
         comparison = compare(runs, failures)
         if extras is not None:

@@ -29,12 +29,15 @@ _NEEDED = (
 _MOST_CURVES = 20
 
 
-def check_sweep(runs: Sequence[tuple[Request, str | None]], sweep: Path) -> bool:
+def check_sweep(
+    runs: Sequence[tuple[Request, str | None]], sweep: Path, records: dict[Path, RunRecord] | None = None
+) -> bool:
     """Draw comparable runs together and print the expectations of all; returns whether they are met.
 
     runs: their requests, each with its error or None. Also writes expectations.md into `sweep`.
+    records: by folder; gets those that are read.
     """
-    draw_groups(runs)
+    draw_groups(runs, {} if records is None else records)
 
     # Expectations may compare the runs of a group with each other.
     groups: dict[Path | None, list[tuple[Request, str | None]]] = {}
@@ -63,14 +66,19 @@ def check_sweep(runs: Sequence[tuple[Request, str | None]], sweep: Path) -> bool
     return all(line.ok for _, line in lines)
 
 
-def draw_groups(runs: Sequence[tuple[Request, str | None]]) -> None:
-    """Draw all loss curves of a group in one picture, or of a whole sweep if it has a single data set."""
+def draw_groups(runs: Sequence[tuple[Request, str | None]], records: dict[Path, RunRecord]) -> None:
+    """Draw all loss curves of a group in one picture, or of a whole sweep if it has a single data set.
+
+    records: by folder; gets those that are read.
+    """
     groups: dict[tuple[Path | None, str], list[Request]] = {}
     for request, _ in runs:
         folder = request.folder
         # The picture is of the sweep: it costs no job anything.
         is_drawn = request.config["figures"] is not False
-        if is_drawn and folder is not None and not _find_problem(RunRecord(folder)):
+        if not is_drawn or folder is None:
+            continue
+        if not _find_problem(records.setdefault(folder, RunRecord(folder))):
             key = (request.group, "")
             if request.group is None:
                 key = (request.sweep, request.choices.get("data", ""))

@@ -1,7 +1,7 @@
 """The comparison of a sweep, or of any runs put side by side: printed, written and drawn."""
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -65,20 +65,24 @@ def compare_runs(words: Sequence[str], format: str = "table") -> int:
     return 0
 
 
-def collect_runs(ledger: Ledger, labels: dict[str, str]) -> tuple[list[RunRecord], Failures, int]:
+def collect_runs(
+    ledger: Ledger, labels: dict[str, str], records: Mapping[Path, RunRecord] | None = None
+) -> tuple[list[RunRecord], Failures, int]:
     """The runs of a sweep, why others cannot be read, and how many have not started.
 
     A job that failed without a result (its process was killed) counts as a failed run of its setting.
+    records: by folder, those that have been read already.
     """
     runs = list[RunRecord]()
     failures = Failures()
     pending = 0
     failed_entries = []
     for entry in ledger.entries.values():
-        status = ledger.read_status(entry)
+        folder = ledger.folder / entry.folder
+        run = (records or {}).get(folder) or RunRecord(folder)
+        status = ledger.read_status(entry, run)
         unreadable = Failures()
-        run = sources.read_run(ledger.folder / entry.folder, unreadable)
-        if run is not None:
+        if sources.check_run(run, unreadable):
             runs.append(run)
         elif status == "pending":
             pending += 1
@@ -93,8 +97,7 @@ def collect_runs(ledger: Ledger, labels: dict[str, str]) -> tuple[list[RunRecord
         alike = [run for run in runs if run.choices.get("data") == entry.choices.get("data")]
         if alike:
             folder = ledger.folder / entry.folder
-            run = sources.make_failed_run(entry.config, entry.choices, entry.overrides, folder, alike[0])
-            runs.append(run)
+            runs.append(sources.make_failed_run(entry.config, entry.choices, entry.overrides, folder, alike[0]))
     return runs, failures, pending
 
 

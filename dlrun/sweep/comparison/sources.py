@@ -15,15 +15,12 @@ _NEEDED = ("status", "metrics", "baseline", "best", "config_hash")
 Failures = list[tuple[str, str]]
 
 
-def read_run(folder: Path, failures: Failures | None = None) -> RunRecord | None:
-    """The run in `folder`; None if a file is missing or damaged, with the reason appended to `failures`."""
-    run = RunRecord(folder)
+def check_run(run: RunRecord, failures: Failures) -> bool:
+    """Whether nothing of a run is missing or damaged; the reason is appended to `failures` otherwise."""
     reason = find_problem(run)
-    if not reason:
-        return run
-    if failures is not None:
-        failures.append((str(folder), reason))
-    return None
+    if reason:
+        failures.append((str(run.folder), reason))
+    return not reason
 
 
 def find_problem(run: RunRecord) -> str:
@@ -74,8 +71,8 @@ def find_runs(places: Sequence[Path], failures: Failures | None = None) -> list[
     unreadable: Failures = [] if failures is None else failures
     runs = []
     for folder in _find_folders(places):
-        run = read_run(folder, unreadable)
-        if run is not None:
+        run = RunRecord(folder)
+        if check_run(run, unreadable):
             runs.append(run)
 
     if not runs:

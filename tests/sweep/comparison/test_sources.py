@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from dlrun.core.errors import RequestError
-from dlrun.sweep.comparison.sources import find_runs, read_run
+from dlrun.runs.record import RunRecord
+from dlrun.sweep.comparison.sources import find_runs
 
 
 def test_a_run_is_read_as_it_was_written(runs: Any) -> None:
     written = runs.write(runs("optimizer.lr=0.1", value=0.25, seed=3), curve=(1.0, 0.25))
-    record = read_run(written.folder)
+    record = RunRecord(written.folder)
     for name in ("config", "overrides", "choices", "result"):
         assert getattr(record, name) == getattr(written, name)
     assert (record.seed, record.metric, record.value, record.trouble) == (3, "val/loss", 0.25, "")
@@ -53,9 +54,9 @@ def test_a_damaged_run_is_left_out_with_the_reason(
 def test_missing_or_damaged_curves_cost_the_curve_only(runs: Any) -> None:
     written = runs.write(runs(), curve=(1.0,))
     (written.folder / "metrics.jsonl").write_text('{"epoch": 1}\n{"ep')  # as a kill leaves it
-    assert read_run(written.folder).rows == [{"epoch": 1}]
+    assert RunRecord(written.folder).rows == [{"epoch": 1}]
     (written.folder / "metrics.jsonl").write_text("3\n")
-    assert read_run(written.folder).rows == []
+    assert RunRecord(written.folder).rows == []
 
 
 def test_runs_are_found_once_below_any_place(runs: Any, tmp_path: Path) -> None:
