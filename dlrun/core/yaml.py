@@ -133,9 +133,56 @@ def read_yaml(text: str) -> Any:
     """
     try:
         _refuse_aliases_and_depth(text)
-        return yaml.load(text, Loader=_Loader)
+        sections = _read_sections(text)
+        return yaml.load(text, Loader=_Loader) if sections is None else sections
     except (yaml.YAMLError, RecursionError, OverflowError, TypeError, AttributeError) as error:
         raise ValueError(_describe(error)) from error
+
+
+# Where a key of the outermost mapping begins, and lines there that are no part of such a mapping.
+_SECTION = re.compile(r"^(?=[A-Za-z_])", re.MULTILINE)
+_NO_SECTION = re.compile(r"^(?![A-Za-z_ \n]|- |-$)(?!\Z)", re.MULTILINE)
+_LONGEST_SECTION = 10_000
+
+# What sections hold, by their text: the runs of a sweep share most of theirs, and a config takes 3 ms.
+_values: dict[str, Any] = {}
+
+
+def _read_sections(text: str) -> dict[Any, Any] | None:
+    """A mapping, key by key; None for a text that has to be parsed as a whole, as everything wrong is."""
+    first, *parts = _SECTION.split(text)
+    if first or _NO_SECTION.search(text):
+        return None
+
+    values: dict[Any, Any] = {}
+    for part in parts:
+        section = _values.get(part)
+        if section is None:
+            try:
+                section = yaml.load(part, Loader=_Loader)
+            except yaml.YAMLError:
+                # Such as a text in quotes that goes on in the next line.
+                return None
+            if not isinstance(section, dict) or len(section) != 1:
+                return None
+            if len(part) <= _LONGEST_SECTION:
+                if len(_values) >= _MOST_SECTIONS:
+                    _values.clear()
+                _values[part] = section
+
+        if values.keys() & section.keys():
+            return None
+        # Nobody who changes a value changes that of the next run.
+        values |= _copy(section)
+    return values or None
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _copy(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_copy(item) for item in value]
+    return value
 
 
 def _refuse_aliases_and_depth(text: str) -> None:

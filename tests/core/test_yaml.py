@@ -4,10 +4,11 @@ import math
 from typing import Any
 
 import pytest
+import yaml  # type: ignore[import-untyped]
 from omegaconf import OmegaConf
 
 from dlrun.config.schema import CONFIG_DIR
-from dlrun.core.yaml import _dump, dump_yaml
+from dlrun.core.yaml import _dump, dump_yaml, read_yaml
 
 
 def dump_and_read(value: Any) -> Any:
@@ -72,3 +73,38 @@ def test_every_config_of_ours_is_read_back() -> None:
 def test_keys_keep_their_order_and_equal_parts_are_written_out() -> None:
     part = {"z": 1, "a": 2}
     assert dump_yaml({"q": part, "b": part}) == "q:\n  z: 1\n  a: 2\nb:\n  z: 1\n  a: 2\n"
+
+
+TEXTS = [
+    'a: "x\nb: 1"\n',
+    "a: {b: 1,\nc: 2}\nd: 3\n",
+    "a: |\n  b: 1\n\n  c\nd:\n- 1\n- [2]\n",
+    "a: x\n y\nb:\n",
+    "yes: 1\non: 2\n",
+    "a: 1\n...\nb: 2\n",
+    "a: 1\n---\nb: 2\n",
+    "a: 1\n# note\nb: 2\n",
+    "a: 1\rb: 2\nc: 3\n",
+    "a: 1\nb: 2\na: 3\n",
+    "a: 1\n'b': 2\n",
+    "a: 1\nb\n",
+    "a: 1\nb: !!python/object/apply:os.getcwd []\n",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_what_is_read_by_section_is_what_the_whole_says(text: str) -> None:
+    try:
+        expected = yaml.safe_load(text)
+    except yaml.YAMLError:
+        expected = None
+    # One that holds a key twice is refused.
+    if expected is None or text.count("a:") > 1:
+        with pytest.raises(ValueError, match=r"."):
+            read_yaml(text)
+        return
+    for _ in range(2):
+        values = read_yaml(text)
+        assert values == expected
+        # The next reader gets what the file says.
+        values["a"] = values["more"] = None
