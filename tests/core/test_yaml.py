@@ -80,7 +80,7 @@ TEXTS = [
     "a: {b: 1,\nc: 2}\nd: 3\n",
     "a: |\n  b: 1\n\n  c\nd:\n- 1\n- [2]\n",
     "a: x\n y\nb:\n",
-    "yes: 1\non: 2\n",
+    "yes: 1\noff: 2\n",
     "a: 1\n...\nb: 2\n",
     "a: 1\n---\nb: 2\n",
     "a: 1\n# note\nb: 2\n",

@@ -71,9 +71,15 @@ class _Terminal(_Escaping):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+# A stack makes hundreds of consoles, and Rich looks round in a tenth of a millisecond.
+@functools.cache
+def _is_in_notebook() -> bool:
+    return RichConsole().is_jupyter
+
+
 def _get_notebook_settings() -> dict[str, Any]:
     """Treat a notebook as a pipe: Rich would show each line, even those for a file, as an output of its own."""
-    return {"force_jupyter": False, "force_terminal": False} if RichConsole().is_jupyter else {}
+    return {"force_jupyter": False, "force_terminal": False} if _is_in_notebook() else {}
 
 
 class Console:
@@ -83,7 +89,7 @@ class Console:
         """quiet: print nothing on the terminal, as for a job of a sweep."""
         self.terminal = _Terminal(file=stream, soft_wrap=False, quiet=quiet, **_get_notebook_settings())
         # A notebook gets the lines of a pipe, and may show a bar besides.
-        self.is_notebook = RichConsole().is_jupyter
+        self.is_notebook = _is_in_notebook()
         # True once run.log is open.
         self.is_logged = False
         # Output from before there was a run folder.

@@ -90,6 +90,8 @@ def test_a_notebook_gets_plain_lines_once(
 ) -> None:
     shown: list[Any] = []
     monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    # Asked once a process, outside of a notebook until now.
+    monkeypatch.setattr("dlrun.runs.reports.console._is_in_notebook", lambda: True)
     monkeypatch.setattr("rich.jupyter.display", lambda *things: shown.append(things))
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)  # what a notebook's says of itself
     for quiet in (False, True):
