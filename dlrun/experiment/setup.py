@@ -138,7 +138,7 @@ def _build_context(
     parameters = state.get_parameter_values()
     preflight: Preflight | None = None
     with _preserve_loss(objective):
-        baseline = result.compute_baseline(objective, splits)
+        baseline = data_cache.get_or_compute_baseline(objective, splits, result.compute_baseline)
         if settings.preflight:
             preflight = problems.collect(_run_preflight, settings, process, state, notes)
     # A model that failed there predicts nothing.

@@ -133,10 +133,11 @@ def _compute_auroc(scores: Tensor, targets: Tensor) -> Tensor:
     n1 = metrics.widen(positives.sum(1))
     n0 = targets.shape[1] - n1
 
-    ordered, places = _sort_rows(scores)
+    ordered, ordered_positives = _sort_rows(scores, positives)
     wide = metrics.get_wide_dtype(scores.device)
     if bool((ordered[:, 1:] == ordered[:, :-1]).any()):
         # The mean rank of tied scores lies half-way between those of the first and the last of them.
+        ordered = scores.sort(1).values
         first = torch.searchsorted(ordered, scores.contiguous())
         last = torch.searchsorted(ordered, scores.contiguous(), right=True)
         ranks = metrics.widen(first + last + 1) / 2
@@ -144,7 +145,7 @@ def _compute_auroc(scores: Tensor, targets: Tensor) -> Tensor:
     else:
         # Of scores without ties, each has its place as its rank.
         ranks = torch.arange(1, scores.shape[1] + 1, device=scores.device, dtype=wide)
-        rank_sums = positives.gather(1, places).to(wide) @ ranks
+        rank_sums = ordered_positives.to(wide) @ ranks
 
     u = rank_sums - n1 * (n1 + 1) / 2
     area = u / (n0 * n1).clamp(min=1)
@@ -152,13 +153,21 @@ def _compute_auroc(scores: Tensor, targets: Tensor) -> Tensor:
     return torch.where(scores.isnan().any(1), torch.full_like(area, torch.nan), area)
 
 
-def _sort_rows(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Each row (M, N) in ascending order, and where its values stood; equal values in any order."""
-    if values.device.type != "cpu":
-        return values.sort(1)
-    # NumPy takes a third of torch's time.
-    places = torch.from_numpy(np.argsort(values.detach().numpy(), axis=1))
-    return values.gather(1, places), places
+def _sort_rows(values: Tensor, flags: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row (M, N) in ascending order, and its flags, bool (M, N), in the same order; equal values in any order.
+
+    On a CPU the rows may be of integers that are ordered and equal as the values are.
+    """
+    if values.device.type != "cpu" or values.dtype != torch.float32:
+        ordered, places = values.sort(1)
+        return ordered, flags.gather(1, places)
+
+    # Numbers with their flags as one integer each: NumPy sorts these in a tenth of the time that places take.
+    # Adding 0 makes both zeros one; of negative floats all bits but the sign are turned round.
+    bits = (values.detach() + 0.0).view(torch.int32)
+    keys = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long() * 2 + flags
+    sorted_keys = torch.from_numpy(np.sort(keys.numpy(), axis=1))
+    return sorted_keys >> 1, sorted_keys & 1
 
 
 def concatenate(parts: Sequence[Tensor]) -> Tensor:

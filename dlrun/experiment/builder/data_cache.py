@@ -8,6 +8,7 @@ from dataclasses import asdict
 
 from dlrun.config.settings import Settings
 from dlrun.data.spec import Split, Splits
+from dlrun.engine.objective import Objective
 from dlrun.experiment.builder.category_codes import choose_codes
 from dlrun.experiment.builder.normalization import choose_normalization
 
@@ -15,15 +16,23 @@ from dlrun.experiment.builder.normalization import choose_normalization
 _CAPACITY = 2
 _cache: ContextVar[dict[str, Splits] | None] = ContextVar("cache", default=None)
 
+# Metrics of the trivial answer.
+Baseline = dict[str, float]
+_Baselines = list[tuple[Objective, Splits, Baseline]]
+# The newest last.
+_baselines: ContextVar[_Baselines | None] = ContextVar("baselines", default=None)
+
 
 @contextlib.contextmanager
 def share_data() -> Iterator[None]:
     """Give runs with the same data settings the same tensors inside this block. Nothing of dlrun writes to them."""
     token = _cache.set({})
+    token_of_baselines = _baselines.set([])
     try:
         yield
     finally:
         _cache.reset(token)
+        _baselines.reset(token_of_baselines)
 
 
 def get_or_build(settings: Settings, trusted_modules: Sequence[str] | None, build: Callable[[], Splits]) -> Splits:
@@ -47,3 +56,22 @@ def get_or_build(settings: Settings, trusted_modules: Sequence[str] | None, buil
         while len(cache) > _CAPACITY:
             cache.pop(next(iter(cache)))
     return splits
+
+
+def get_or_compute_baseline(
+    objective: Objective, splits: Splits, compute: Callable[[Objective, Splits], Baseline]
+) -> Baseline:
+    """Return the trivial answer's metrics of an earlier run with the same data and loss, or compute them."""
+    known = _baselines.get()
+    if known is None:
+        return compute(objective, splits)
+    for other, others_splits, baseline in known:
+        # By identity: data of their own are never compared.
+        if others_splits is splits and other == objective:
+            return dict(baseline)
+
+    baseline = compute(objective, splits)
+    # No more data are kept in memory than the cache of data keeps.
+    del known[: len(known) + 1 - _CAPACITY]
+    known.append((objective, splits, baseline))
+    return dict(baseline)
