@@ -136,7 +136,14 @@ def read_settings(plain: dict[str, Any], choices: dict[str, str], problems: Erro
     }
 
     other_values = {key: value for key, value in plain.items() if key not in KEYS}
+    seed = plain.get("seed")
+    # The runs of a sweep differ in it, and what is the same as before is checked in a fifth of the time.
+    is_ordinary_seed = type(seed) is int and 0 <= seed < 2**31
+    if is_ordinary_seed:
+        other_values["seed"] = 0
     config: Config = validate(Config, drop_missing(other_values), "", errors)
+    if is_ordinary_seed:
+        config.seed = seed
     sections = {name: value for name, value in vars(config).items() if name not in KEYS}
     trainer = config.trainer
     if trainer.epochs is None and trainer.max_steps is None:
