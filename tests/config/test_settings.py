@@ -43,3 +43,10 @@ def test_hyperparameters_are_choices_and_values_without_targets_and_none() -> No
     assert hyperparameters["seed"] == 3
     assert "data.eval_batch_size" not in hyperparameters
     assert not any(key.endswith("_target_") or key.startswith("device") for key in hyperparameters)
+
+
+def test_configs_that_differ_in_their_seed_keep_it() -> None:
+    for seed in (3, 4, 2**40):
+        assert read_settings(compose.resolve(compose.compose_config([f"seed={seed}"])), {}).seed == seed
+    with pytest.raises(RequestError, match=r"seed=-1 must be"):
+        read_settings(compose.resolve(compose.compose_config(["seed=-1"])), {})
