@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 # The key of a checkpoint that marks values that were NumPy's.
 NUMPY = "numpy"
-_VALUES = (
+_VALUES = frozenset((
     type(None), bool, int, float, complex, str, bytes, bytearray,
     torch.Size, torch.dtype, torch.device, torch.layout, Tensor, nn.Parameter,
-)  # fmt: skip
-_KEYS = (type(None), bool, int, float, complex, str, bytes)
+))  # fmt: skip
+_KEYS = frozenset((type(None), bool, int, float, complex, str, bytes))
 # Levels of nested dictionaries and lists.
 _DEEPEST = 50
 # How a message names the part of a checkpoint; other keys are named as they are.
@@ -164,8 +164,9 @@ def _encode_mapping(value: Any, path: Path, marks: list[Mark], outer: list[int])
     pairs = []
     is_changed = False
     for key, item in value.items():
-        new_key = _encode_key(key, path)
-        new_item = _encode(item, (*path, new_key), marks, outer)
+        # Most keys and values stay as they are, and a config has hundreds.
+        new_key = key if type(key) in _KEYS else _encode_key(key, path)
+        new_item = item if type(item) in _VALUES else _encode(item, (*path, new_key), marks, outer)
         is_changed = is_changed or new_key is not key or new_item is not item
         pairs.append((new_key, new_item))
 

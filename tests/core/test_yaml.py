@@ -107,4 +107,6 @@ def test_what_is_read_by_section_is_what_the_whole_says(text: str) -> None:
         values = read_yaml(text)
         assert values == expected
         # The next reader gets what the file says.
-        values["a"] = values["more"] = None
+        for value in values.values():
+            if isinstance(value, list | dict):
+                value.clear()
