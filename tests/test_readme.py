@@ -141,6 +141,8 @@ def skip_reason(command: str) -> str | None:
         return "timm is not installed: dlrun[timm]"
     if re.search(r"mnist|data=names|data=diabetes", command) and not os.environ.get("DLRUN_DATA_DIR"):
         return "DLRUN_DATA_DIR is not set: no real data here"
+    if re.search(r"sweep.engine=(ray|slurm)", command):
+        return "it needs a cluster; tests/sweep/test_ray_engine.py and test_slurm_engine.py start one"
     if command.startswith("dlrun check resume"):
         return "it kills interpreters that it starts; tests/cli/test_command_help.py runs it with warm ones"
     if command.startswith(("make", "git", "cd", "pip", "export", "tensorboard")):

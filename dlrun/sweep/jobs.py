@@ -7,14 +7,17 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dlrun.config.request import Request
 from dlrun.config.schema import hash_config
 from dlrun.core.errors import RequestError
 from dlrun.core.format import count_digits, format_folder_name
 from dlrun.core.own_code import find_own_modules
-from dlrun.experiment.callbacks.pruning import Pruner
+
+if TYPE_CHECKING:
+    # It imports torch, which lists of sweeps do not need.
+    from dlrun.experiment.callbacks.pruning import Pruner
 
 # Jobs with different presets may differ in keys that config_hash leaves out.
 _PRESETS = ("lesson", "experiment", "debug")
@@ -32,7 +35,7 @@ class Job:
     # Equal for equal jobs, now and when the sweep is resumed.
     key: str
     # Of a search, may end the run between two epochs.
-    pruner: Pruner | None = None
+    pruner: "Pruner | None" = None
 
     @property
     def folder(self) -> Path:

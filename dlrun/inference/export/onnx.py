@@ -1,7 +1,5 @@
 """`format=onnx`: the network as an ONNX file, checked with ONNX Runtime."""
 
-import contextlib
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -99,20 +97,26 @@ class _Session:
         self.session: Any = None
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        with _explain_failure():
+        try:
             # Opened by the first call, so that its errors are explained here too.
             if self.session is None:
                 self.session = self._open()
             names = [entry.name for entry in self.session.get_inputs()]
             arrays = [x.numpy() for x in inputs]
             (outputs,) = self.session.run(None, dict(zip(names, arrays, strict=True)))
+        except Exception as error:
+            # ONNX Runtime has an exception class per error code, without a common base.
+            raise _make_error(error) from error
         return torch.from_numpy(outputs)
 
     def run_named(self, feed: dict[str, Any]) -> dict[str, Any]:
         """All outputs by name, of inputs by name."""
-        with _explain_failure():
+        try:
             self.session = self._open()
             outputs = self.session.run(None, feed)
+        except Exception as error:
+            # ONNX Runtime has an exception class per error code, without a common base.
+            raise _make_error(error) from error
         return dict(zip([entry.name for entry in self.session.get_outputs()], outputs, strict=True))
 
 
@@ -120,11 +124,6 @@ def _run_named(path: Path, feed: dict[str, Any]) -> dict[str, Any]:
     return _Session(path).run_named(feed)
 
 
-@contextlib.contextmanager
-def _explain_failure() -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        # ONNX Runtime has an exception class per error code, without a common base.
-        message = " ".join(str(error).split())
-        raise RunError(f"ONNX Runtime cannot run the exported file ({message[:300]}); nothing was kept") from error
+def _make_error(error: Exception) -> RunError:
+    message = " ".join(str(error).split())
+    return RunError(f"ONNX Runtime cannot run the exported file ({message[:300]}); nothing was kept")
