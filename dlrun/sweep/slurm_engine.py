@@ -193,7 +193,11 @@ class Slurm(Remote):
             if is_waiting(self.folder, line) and is_alive(self.folder, line["id"], self.is_local):
                 file = self.folder.absolute() / FOLDER / line["file"]
                 attempts.append(Attempt(RemoteJob(job, file, Path.cwd(), self.threads), line["id"]))
-            else:
+
+        # Of jobs that have ended since, with nobody to remove theirs.
+        attached = {attempt.handle for attempt in attempts}
+        for line in submitted.values():
+            if line["id"] not in attached and not is_alive(self.folder, line["id"], line["is_local"]):
                 self._remove_pickles(line["id"])
         return attempts
 

@@ -25,6 +25,12 @@ def install(folder: Path) -> Path:
     return place
 
 
+def write_state(file: Path, state: str) -> None:
+    """Replace the state in one step: sacct reads it at any moment."""
+    file.with_suffix(".new").write_text(state)
+    file.with_suffix(".new").replace(file)
+
+
 def sbatch(folder: Path, words: list[str]) -> None:
     """Start a keeper for each job of the array."""
     script = Path(words[-1])
@@ -33,7 +39,7 @@ def sbatch(folder: Path, words: list[str]) -> None:
     (folder / f"{number}.sbatch").write_text(script.read_text())
     for task in range(int(array[1]) + 1) if array else [None]:
         name = str(number) if task is None else f"{number}_{task}"
-        (folder / f"{name}.state").write_text("PENDING")
+        write_state(folder / f"{name}.state", "PENDING")
         keeper = [sys.executable, "-SE", __file__, str(folder), "keep", name, str(number)]
         subprocess.Popen(
             keeper,
@@ -54,13 +60,13 @@ def keep(folder: Path, words: list[str]) -> None:
         variables |= {"SLURM_ARRAY_JOB_ID": number, "SLURM_ARRAY_TASK_ID": name.split("_")[1]}
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     while state.read_text() == "PENDING":
-        state.write_text("RUNNING")
+        write_state(state, "RUNNING")
         code = subprocess.run(["bash", str(folder / f"{number}.sbatch")], env={**os.environ, **variables}).returncode
         if (folder / f"{name}.requeue").exists():
             (folder / f"{name}.requeue").unlink()
-            state.write_text("PENDING")
+            write_state(state, "PENDING")
         else:
-            state.write_text("FAILED" if code else "COMPLETED")
+            write_state(state, "FAILED" if code else "COMPLETED")
 
 
 def srun(folder: Path, words: list[str]) -> None:
@@ -81,7 +87,7 @@ def scancel(folder: Path, words: list[str]) -> None:
     wanted = [word.partition("=")[2] for word in words if word.startswith("--signal=")]
     if "--state=PENDING" in words:
         if state.read_text() == "PENDING":
-            state.write_text("CANCELLED")
+            write_state(state, "CANCELLED")
     elif state.read_text() == "RUNNING":
         os.kill(int((folder / f"{name}.pid").read_text()), signal.Signals[f"SIG{(wanted or ['TERM'])[0]}"])
 
