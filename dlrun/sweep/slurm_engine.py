@@ -150,10 +150,10 @@ class Slurm(Remote):
         ended = []
         for attempt in attempts:
             if not is_alive(self.folder, attempt.handle, self.is_local):
-                # Waits for a process of this machine, which is a child of this one.
                 job = self._jobs.pop(attempt.handle, None)
-                if job is not None:
-                    job.done()
+                if job is not None and self.is_local:
+                    # A child of this process, which may still be about to end.
+                    job.wait()
                 self._remove_pickles(attempt.handle)
                 attempt.listen()
                 if not self.is_local and attempt.progress.code is None:
