@@ -3,12 +3,14 @@
 import importlib
 import logging
 import os
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dlrun.core import user_code
 from dlrun.core.errors import RequestError
+from dlrun.core.terminal import escape_line
 from dlrun.engine.device import count_cores
 from dlrun.sweep.attempts import Attempt
 from dlrun.sweep.engines import Watcher
@@ -17,6 +19,8 @@ from dlrun.sweep.remote import Remote, run_remote_job
 
 # The longest that a Ctrl-C waits before the jobs receive it.
 _POLL_SECONDS = 0.2
+# A cluster that does not answer for so long is taken for dead.
+_CONNECT_SECONDS = 5.0
 # Only a few bytes go over the object store: files are in the shared folder.
 _OBJECT_STORE_BYTES = 80 * 1024**2
 
@@ -44,6 +48,8 @@ class Ray(Remote):
                 "include_dashboard": False,
                 "object_store_memory": _OBJECT_STORE_BYTES,
             }
+        else:
+            refuse_silent_cluster(address)
         try:
             ray.init(**words, log_to_driver=False, configure_logging=False, logging_level=logging.ERROR)
         except Exception as error:
@@ -139,6 +145,31 @@ class Ray(Remote):
     def close(self) -> None:
         """Leave the cluster, and end it if it was started here."""
         self.ray.shutdown()
+
+
+def refuse_silent_cluster(address: str) -> None:
+    """RequestError if nobody answers at host:port, or where `auto` leads: Ray itself would try for minutes."""
+    place = os.environ.get("RAY_ADDRESS", "") or _read_newest_address() if address == "auto" else address
+    host, _, port = place.rpartition(":")
+    if not host or not port.isdecimal():
+        # Nothing to ask: Ray says what it thinks of it.
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise RequestError(
+            f"sweep.ray.address={address} cannot be joined: no Ray answers at {escape_line(place)}; type ray start "
+            "--head there, or sweep.ray.address=null for a Ray of this machine alone"
+        ) from error
+
+
+def _read_newest_address() -> str:
+    """The address of the cluster that was last started on this machine, which may have died; "" for none."""
+    file = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster")
+    try:
+        return file.read_text()[:200].strip()
+    except (OSError, ValueError):
+        return ""
 
 
 def _run_task(remote: Any) -> tuple[int | str, str]:

@@ -1,6 +1,7 @@
 """What the engines of clusters share, on a cluster that is made up: losses, failures, machines that see no folder."""
 
 import json
+import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from dlrun.sweep import remote
+from dlrun.core.errors import RequestError
+from dlrun.sweep import ray_engine, remote
 from dlrun.sweep.attempts import Attempt, RemoteJob, read_progress
 from dlrun.sweep.remote import Remote
 
@@ -120,3 +122,17 @@ def test_what_a_machine_has_written_is_read_as_far_as_it_can_be(
     (tmp_path / "f").write_text(text)
     progress = read_progress(tmp_path / "f")
     assert (progress.process, progress.code) == (process, code)
+
+
+@pytest.mark.parametrize("is_automatic", [False, True])
+def test_a_ray_that_died_is_told_at_once(is_automatic: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+        (tmp_path / "ray").mkdir()
+        (tmp_path / "ray" / "ray_current_cluster").write_text(address)
+        typed = "auto" if is_automatic else address
+        ray_engine.refuse_silent_cluster(typed)
+    with pytest.raises(RequestError, match=rf"address={typed} cannot be joined: no Ray answers at {address}"):
+        ray_engine.refuse_silent_cluster(typed)
