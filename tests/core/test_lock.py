@@ -162,5 +162,6 @@ def test_two_real_runs_of_one_second_get_two_folders_and_one_folder_gets_one_run
         assert len((run / "metrics.jsonl").read_text().splitlines()) == 3
     codes = sorted(take_twice("hydra.run.dir=one"))
     assert [code for code, _ in codes] == [0, 2]
-    assert "is being written by process" in codes[1][1] or "already holds a run" in codes[1][1]
+    # By a process whose number is not yet in the lock, now and then.
+    assert "is being written by" in codes[1][1] or "already holds a run" in codes[1][1]
     assert len((tmp_path / "one" / "metrics.jsonl").read_text().splitlines()) == 3
