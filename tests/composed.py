@@ -75,7 +75,7 @@ class Memory:
             return self.create_interpolation_map(overrides, defaults, self_added)
         return {}
 
-    def merge(self, loader: ConfigLoaderImpl, defaults: list[Any], repo: Any) -> Any:
+    def merge_config(self, loader: ConfigLoaderImpl, defaults: list[Any], repo: Any) -> Any:
         """ConfigLoaderImpl._compose_config_from_defaults_list."""
         key = ("config", describe_others(repo), repr([vars(entry) for entry in defaults]))
         if self.knows(key, repo):
@@ -165,7 +165,7 @@ def use_memory(folder: Path) -> Iterator[Memory]:
         (
             ConfigLoaderImpl,
             "_compose_config_from_defaults_list",
-            lambda loader, defaults, repo: memory.merge(loader, defaults, repo),
+            lambda loader, defaults, repo: memory.merge_config(loader, defaults, repo),
         ),
     ]
     originals = [(owner, name, getattr(owner, name)) for owner, name, _ in stand_ins]

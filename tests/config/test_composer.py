@@ -283,6 +283,17 @@ def test_what_the_tests_remember_is_what_hydra_makes(
             assert outcome(place, [*words, "trainer.log_every=5"]) == later
 
 
+@pytest.mark.parametrize("step", ["load", "create_defaults_list", "merge"])
+def test_what_was_composed_before_is_remembered(step: str, composed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    compose.compose_config(["data=blobs"])
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("it is made anew")
+
+    monkeypatch.setattr(composed, step, refuse)
+    assert compose.compose_config(["data=blobs", "seed=3"]).seed == 3
+
+
 @pytest.mark.slow
 def test_a_file_that_has_changed_is_read_again(tmp_path: Path) -> None:
     (tmp_path / "optimizer").mkdir()
