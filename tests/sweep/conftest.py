@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,3 +78,27 @@ class Runs:
 def runs(tmp_path: Path) -> Runs:
     """`runs(*overrides, seed=, value=, metric=, ...)` makes a finished run; `runs.write(run)` its folder."""
     return Runs(tmp_path / "sweep")
+
+
+@pytest.fixture
+def wait_for() -> Callable[..., None]:
+    """`wait_for(condition, process, seconds=)` waits until the condition holds; fails where the process ends before."""
+
+    def wait(condition: Callable[[], Any], process: Any = None, seconds: float = 300) -> None:
+        until = time.monotonic() + seconds
+        while not condition():
+            assert process is None or process.poll() is None, process.out + process.err
+            assert time.monotonic() < until, "nothing happened"
+            time.sleep(0.02)
+
+    return wait
+
+
+@pytest.fixture(scope="session")
+def read_files() -> Callable[[Path], dict[str, bytes]]:
+    """`read_files(sweep)`: by folder, what the runs have measured."""
+
+    def read(sweep: Path) -> dict[str, bytes]:
+        return {path.parent.name: path.read_bytes() for path in sweep.glob("*/metrics.jsonl")}
+
+    return read

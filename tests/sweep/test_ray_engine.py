@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ pytestmark = [
 ]
 TINY = ("data=blobs", "model=mlp", "figures=false", "device.num_threads=1")
 WORDS = ("-m", *TINY, "model.dropout=0.3", "trainer.epochs=400", "seed=0,1,2,3,4,5", "sweep.dir=s")
+Wait = Callable[..., None]
 ENVIRONMENT = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64, "RAY_USAGE_STATS_ENABLED": "0"}
 
 
@@ -42,24 +42,11 @@ def kill(session: int) -> None:
             os.kill(process, signal.SIGKILL)
 
 
-def wait_for(condition: Callable[[], Any], process: Any = None, seconds: float = 300) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert process is None or process.poll() is None, process.out + process.err
-        assert time.monotonic() < until, "nothing happened"
-        time.sleep(0.02)
-
-
-def read_files(sweep: Path) -> dict[str, bytes]:
-    """By folder, what the runs have measured."""
-    return {path.parent.name: path.read_bytes() for path in sweep.glob("*/metrics.jsonl")}
-
-
 def count_done(sweep: Path) -> int:
     return len(list(sweep.glob("*/result.json")))
 
 
-def start_node(log: Path, *words: str) -> "subprocess.Popen[bytes]":
+def start_node(wait_for: Wait, log: Path, *words: str) -> "subprocess.Popen[bytes]":
     """A node of Ray with one CPU, up to being ready."""
     common = ("--block", "--num-cpus=1", "--object-store-memory=80000000")
     with log.open("w") as file:
@@ -76,15 +63,15 @@ def start_node(log: Path, *words: str) -> "subprocess.Popen[bytes]":
 
 
 @pytest.fixture
-def nodes(tmp_path: Path) -> Iterator[tuple[int, int, str]]:
+def nodes(wait_for: Wait, tmp_path: Path) -> Iterator[tuple[int, int, str]]:
     """The sessions of a head and of a second node, and the head's address."""
-    head = start_node(tmp_path / "head.log", "--head", "--port=0", "--include-dashboard=false")
+    head = start_node(wait_for, tmp_path / "head.log", "--head", "--port=0", "--include-dashboard=false")
     address = next(
         line.rpartition("'")[0].rpartition("'")[2]
         for line in (tmp_path / "head.log").read_text().splitlines()
         if "--address='" in line
     )
-    second = start_node(tmp_path / "second.log", f"--address={address}")
+    second = start_node(wait_for, tmp_path / "second.log", f"--address={address}")
     yield head.pid, second.pid, address
     for node in (head, second):
         kill(node.pid)
@@ -92,7 +79,11 @@ def nodes(tmp_path: Path) -> Iterator[tuple[int, int, str]]:
 
 
 def test_a_lost_worker_a_lost_node_and_a_ctrl_c_cost_nothing(
-    nodes: tuple[int, int, str], warm: Any, tmp_path: Path
+    nodes: tuple[int, int, str],
+    wait_for: Wait,
+    read_files: Callable[[Path], dict[str, bytes]],
+    warm: Any,
+    tmp_path: Path,
 ) -> None:
     head, second, address = nodes
     sweep = tmp_path / "s"
@@ -128,7 +119,7 @@ def test_a_lost_worker_a_lost_node_and_a_ctrl_c_cost_nothing(
     [(signal.SIGINT, ()), (signal.SIGKILL, ("Agent",))],
 )
 def test_a_cluster_of_its_own_ends_with_the_sweep(
-    number: int, left: tuple[str, ...], warm: Any, tmp_path: Path
+    number: int, left: tuple[str, ...], wait_for: Wait, warm: Any, tmp_path: Path
 ) -> None:
     start = {"cwd": tmp_path, "env": ENVIRONMENT, "start_new_session": True}
     process = warm.start("-m", "dlrun", *WORDS, "sweep.engine=ray", **start)
@@ -140,7 +131,7 @@ def test_a_cluster_of_its_own_ends_with_the_sweep(
     kill(process.pid)
 
 
-def test_what_no_machine_has_is_refused(warm: Any, tmp_path: Path) -> None:
+def test_what_no_machine_has_is_refused(wait_for: Wait, warm: Any, tmp_path: Path) -> None:
     words = ("sweep.engine=ray", "sweep.ray.cpus=1000")
     process = warm.start("-m", "dlrun", *WORDS, *words, cwd=tmp_path, env=ENVIRONMENT, start_new_session=True)
     assert process.wait(300) == 2

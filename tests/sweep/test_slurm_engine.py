@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,20 +16,9 @@ from dlrun.sweep.slurm_jobs import describe_states, is_alive, read_submitted
 
 TINY = ("data=blobs", "model=mlp", "figures=false", "device.num_threads=1")
 WORDS = ("-m", *TINY, "model.dropout=0.3", "trainer.epochs=400", "seed=0,1,2", "sweep.dir=s")
+Wait = Callable[..., None]
+Read = Callable[[Path], dict[str, bytes]]
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-
-
-def wait_for(condition: Callable[[], Any], process: Any = None, seconds: float = 300) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert process is None or process.poll() is None, process.out + process.err
-        assert time.monotonic() < until, "nothing happened"
-        time.sleep(0.02)
-
-
-def read_files(sweep: Path) -> dict[str, bytes]:
-    """By folder, what the runs have measured."""
-    return {path.parent.name: path.read_bytes() for path in sweep.glob("*/metrics.jsonl")}
 
 
 def has_saved(sweep: Path, seed: int) -> bool:
@@ -48,7 +36,7 @@ def find_process(sweep: Path, seed: int) -> int:
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory, warm: Any) -> dict[str, bytes]:
+def reference(tmp_path_factory: pytest.TempPathFactory, warm: Any, read_files: Read) -> dict[str, bytes]:
     """The same on this machine, undisturbed."""
     place = tmp_path_factory.mktemp("local")
     process = warm.start("-m", "dlrun", *WORDS, "sweep.stack=off", cwd=place)
@@ -59,7 +47,12 @@ def reference(tmp_path_factory: pytest.TempPathFactory, warm: Any) -> dict[str, 
 @linux
 @pytest.mark.slow
 def test_a_killed_and_a_preempted_job_end_in_the_same(
-    reference: dict[str, bytes], dlrun: Callable[..., Any], warm: Any, tmp_path: Path
+    reference: dict[str, bytes],
+    wait_for: Wait,
+    read_files: Read,
+    dlrun: Callable[..., Any],
+    warm: Any,
+    tmp_path: Path,
 ) -> None:
     sweep = tmp_path / "s"
     words = ("sweep.engine=slurm", "sweep.slurm.cluster=local", "sweep.jobs=3")
@@ -97,7 +90,13 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @linux
 @pytest.mark.slow
 def test_jobs_of_slurm_live_without_the_sweep_and_are_taken_up_again(
-    reference: dict[str, bytes], slurm: Path, dlrun: Callable[..., Any], warm: Any, tmp_path: Path
+    reference: dict[str, bytes],
+    slurm: Path,
+    wait_for: Wait,
+    read_files: Read,
+    dlrun: Callable[..., Any],
+    warm: Any,
+    tmp_path: Path,
 ) -> None:
     sweep = tmp_path / "s"
     words = ["sweep.engine=slurm", "sweep.slurm.partition=fast", "sweep.slurm.time=5", "sweep.slurm.gpus=2"]

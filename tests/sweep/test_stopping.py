@@ -24,6 +24,7 @@ WORDS = (
     "sweep.dir=s",
     "sweep.stack=off",
 )
+Wait = Callable[..., None]
 QUIET = ("trainer.epochs=120", "figures=false", "tracking.graph=false", "device.num_threads=1")
 
 
@@ -62,13 +63,6 @@ def members(session: int) -> Iterator[str]:
             continue
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 300) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "nothing happened"
-        time.sleep(0.01)
-
-
 def trains(sweep: Path, jobs: int) -> bool:
     """Whether as many jobs as run at a time are some epochs on, one of them not the very first."""
     lengths = [path.read_bytes().count(b"\n") for path in sweep.glob("*/metrics.jsonl")]
@@ -87,7 +81,14 @@ def trains(sweep: Path, jobs: int) -> bool:
     ],
 )
 def test_a_stopped_sweep_is_gone_on_with(
-    name: str, group: bool, jobs: int, command: Callable, warm: Any, tmp_path: Path, reference: dict[str, Any]
+    name: str,
+    group: bool,
+    jobs: int,
+    wait_for: Wait,
+    command: Callable,
+    warm: Any,
+    tmp_path: Path,
+    reference: dict[str, Any],
 ) -> None:
     words = ("-m", "dlrun", *WORDS, *QUIET, f"sweep.jobs={jobs}")
     process = warm.start(*words, cwd=tmp_path, start_new_session=True)
@@ -99,7 +100,7 @@ def test_a_stopped_sweep_is_gone_on_with(
     assert "resume it: dlrun resume s" in text
     assert "FAILED" not in text
     assert "Traceback" not in text
-    wait_for(lambda: not list(members(process.pid)), 60)
+    wait_for(lambda: not list(members(process.pid)), seconds=60)
     ledger = Ledger.read(tmp_path / "s")
     statuses = [ledger.read_status(entry) for entry in ledger.entries.values()]
     assert statuses.count("interrupted") == jobs
@@ -114,7 +115,9 @@ def test_a_stopped_sweep_is_gone_on_with(
 
 
 @pytest.mark.parametrize(("name", "moment"), [("SIGINT", 0.0), ("SIGTERM", 0.05), ("SIGINT", 0.3)])
-def test_a_signal_while_the_jobs_start_is_not_lost(name: str, moment: float, warm: Any, tmp_path: Path) -> None:
+def test_a_signal_while_the_jobs_start_is_not_lost(
+    name: str, moment: float, wait_for: Wait, warm: Any, tmp_path: Path
+) -> None:
     words = ("-m", "data=blobs", "model=linear", "trainer.epochs=2000", *QUIET[1:], "seed=0,1,2", "sweep.dir=s")
     ledger = tmp_path / "s" / "sweep.jsonl"
     process = warm.start("-m", "dlrun", *words, "sweep.jobs=2", cwd=tmp_path, start_new_session=True)
@@ -124,6 +127,6 @@ def test_a_signal_while_the_jobs_start_is_not_lost(name: str, moment: float, war
     code = process.wait(timeout=300)
     assert code == 128 + signal.Signals[name], process.out + process.err
     assert "FAILED" not in process.out + process.err
-    wait_for(lambda: not list(members(process.pid)), 60)
+    wait_for(lambda: not list(members(process.pid)), seconds=60)
     after = Ledger.read(tmp_path / "s")
     assert {after.read_status(entry) for entry in after.entries.values()} <= {"interrupted", "pending"}
