@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from dlrun.data.blocks import draw_by_block
 from dlrun.data.datasets import SeededDataset
 from dlrun.data.inspection import BatchCheck
 from dlrun.data.spec import DataSpec, Split
@@ -75,6 +76,9 @@ class EpochOrder:
     # float64 (rows,): rows are drawn with replacement, in proportion to these.
     weights: Tensor | None = field(default=None, compare=False, repr=False)
 
+    # int64 (rows,): rows of a block lie side by side, and are read so.
+    blocks: Tensor | None = field(default=None, compare=False, repr=False)
+
     def __len__(self) -> int:
         return self.rows // self.batch_size if self.drop_last else math.ceil(self.rows / self.batch_size)
 
@@ -88,6 +92,8 @@ class EpochOrder:
         if self.weights is not None:
             # As torch's WeightedRandomSampler draws.
             return torch.multinomial(self.weights, self.rows, replacement=True, generator=generator)
+        if self.blocks is not None:
+            return draw_by_block(self.blocks, self.batch_size, generator)
         return torch.randperm(self.rows, generator=generator)
 
     def batches(self, epoch: int, start: int) -> list[Tensor]:

@@ -55,6 +55,13 @@ class Files:
         names = np.array(paths)
         return cls(names, torch.tensor(targets), Origin.from_files(names))
 
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def open(self, row: int) -> tuple[Path, None]:
+        """The path of a row; there is no other place to read it from."""
+        return Path(os.fsdecode(self.paths[row])), None
+
     def take(self, rows: NDArray[np.int64]) -> "Files":
         """Select files by row number."""
         return Files(self.paths[rows], self.targets[rows], self.origin.take(torch.from_numpy(rows)))

@@ -83,6 +83,8 @@ class Rows(Dataset[Any]):
         targets = get_targets(dataset)
         if targets is not None:
             self.targets = targets[index]
+        blocks = getattr(dataset, "blocks", None)
+        self.blocks = None if blocks is None else blocks[index]
 
     def __len__(self) -> int:
         return len(self.index)

@@ -13,10 +13,11 @@ from published_formats import write_folder
 from torch.utils.data import DataLoader
 
 from dlrun.core.errors import DataError, DlrunError, RequestError
-from dlrun.data import class_folders, folders
+from dlrun.data import class_folders, pictures
 from dlrun.data.datasets import Rows
 from dlrun.data.files.picture import read_picture
-from dlrun.data.folders import ImageFiles, image_folder
+from dlrun.data.folders import image_folder
+from dlrun.data.pictures import Pictures
 from dlrun.data.spec import Split
 
 AUGMENT = ["RandomHorizontalFlip", {"RandomCrop": {"size": 8, "padding": 2}}]
@@ -61,7 +62,7 @@ def test_streamed_equals_in_memory(photos):
     settings = {"image_size": 8, "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.1]}
     memory = image_folder(str(photos), in_memory=True, **settings)
     disk = image_folder(str(photos), in_memory=False, **settings)
-    assert isinstance(disk.train, ImageFiles)
+    assert isinstance(disk.train, Pictures)
     assert disk.spec == memory.spec
     for part in ("train", "test"):
         held, streamed = getattr(memory, part), getattr(disk, part)
@@ -77,15 +78,15 @@ def test_streamed_constants_and_grayscale(photos):
     splits = image_folder(str(photos), image_size=8, in_memory=False, grayscale=True)
     assert (splits.spec.mean, splits.spec.std) == ((0.5,), (0.5,))
     assert splits.train[0][0].shape == (1, 8, 8)
-    raw = read_picture(splits.train.paths[0], 8, grayscale=True)
+    raw = read_picture(splits.train.encoded.open(0)[0], 8, grayscale=True)
     torch.testing.assert_close(splits.train[0][0], (raw / 255 - 0.5) / 0.5)
 
 
 def test_large_sets_are_streamed(photos, monkeypatch):
     bytes_needed = 4 * 15 * 3 * 8 * 8
-    monkeypatch.setattr(folders, "_memory_bytes", lambda: 4 * bytes_needed)
-    assert isinstance(image_folder(str(photos), image_size=8).train, ImageFiles)
-    monkeypatch.setattr(folders, "_memory_bytes", lambda: 4 * bytes_needed + 4)
+    monkeypatch.setattr(pictures, "_memory_bytes", lambda: 4 * bytes_needed)
+    assert isinstance(image_folder(str(photos), image_size=8).train, Pictures)
+    monkeypatch.setattr(pictures, "_memory_bytes", lambda: 4 * bytes_needed + 4)
     assert isinstance(image_folder(str(photos), image_size=8).train, Split)
 
 
@@ -168,7 +169,9 @@ def test_every_extension_and_depth(tmp_path):
 
 def test_data_seed_draws_the_test_part(photos):
     def choose(seed):
-        return [Path(os.fsdecode(p)).name for p in image_folder(str(photos), seed=seed, in_memory=False).test.paths]
+        return [
+            Path(os.fsdecode(p)).name for p in image_folder(str(photos), seed=seed, in_memory=False).test.encoded.paths
+        ]
 
     assert choose(0) == choose(0)
     assert any(choose(0) != choose(seed) for seed in range(1, 6))

@@ -4,7 +4,7 @@ import functools
 import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import torch
@@ -52,13 +52,16 @@ def _register_decoders() -> None:
         importlib.import_module("pillow_heif").register_heif_opener()
 
 
-def check_picture(path: Path) -> None:
-    """Raise DataError unless the file starts like an image; its pixels are not decoded."""
+def check_picture(path: Path, file: BinaryIO | None = None) -> None:
+    """Raise DataError unless the file starts like an image; its pixels are not decoded.
+
+    file: what to read, here and below, where `path` only names it, as with a member of an archive.
+    """
     from PIL import Image
 
     _register_decoders()
     try:
-        with Image.open(path) as image:
+        with Image.open(file or path) as image:
             # Decoding takes most of the time, and is done when the image is read.
             image.verify()
     except Exception as error:
@@ -78,13 +81,13 @@ def check_background(color: str) -> None:
         ) from error
 
 
-def measure_range(path: Path) -> tuple[float, float] | None:
+def measure_range(path: Path, file: BinaryIO | None = None) -> tuple[float, float] | None:
     """Lowest and highest value of an image with more than 8 bits a pixel; None for other files."""
     from PIL import Image
 
     _register_decoders()
     try:
-        with Image.open(path) as image:
+        with Image.open(file or path) as image:
             if not _is_deep(image):
                 return None
             values = np.asarray(image)
@@ -102,6 +105,7 @@ def read_picture(
     grayscale: bool,
     background: str = "white",
     pixel_range: Sequence[float] = (),
+    file: BinaryIO | None = None,
 ) -> Tensor:
     """Read an image as (1 or 3, height, width): resized until both sides are filled, then cut to the centre.
 
@@ -109,7 +113,7 @@ def read_picture(
     float32 from 0 to 1 for one of more than 8 bits, if `pixel_range` says which values become 0 and 1.
     Raises DataError for a file that cannot be decoded.
     """
-    return fit_image(open_picture(path, lambda _: background, pixel_range), image_size, grayscale)
+    return fit_image(open_picture(path, lambda _: background, pixel_range, file), image_size, grayscale)
 
 
 def fit_image(image: "Image", image_size: int | tuple[int, int], grayscale: bool) -> Tensor:
@@ -129,7 +133,12 @@ def fit_image(image: "Image", image_size: int | tuple[int, int], grayscale: bool
     return pixels.unsqueeze(0) if grayscale else pixels.permute(2, 0, 1).contiguous()
 
 
-def open_picture(path: Path, ground: "Callable[[Image], str]", pixel_range: Sequence[float] = ()) -> "Image":
+def open_picture(
+    path: Path,
+    ground: "Callable[[Image], str]",
+    pixel_range: Sequence[float] = (),
+    file: BinaryIO | None = None,
+) -> "Image":
     """Open an image with 8 bits a channel, without transparency, turned upright as its EXIF data says.
 
     Grey of more than 8 bits becomes floats (mode F), of which 0 and 1 are the two values of `pixel_range`, and others
@@ -141,7 +150,7 @@ def open_picture(path: Path, ground: "Callable[[Image], str]", pixel_range: Sequ
 
     _register_decoders()
     try:
-        with Image.open(path) as image:
+        with Image.open(file or path) as image:
             upright = ImageOps.exif_transpose(image)
             return _scale(upright, pixel_range) if pixel_range and _is_deep(upright) else _flatten(upright, ground)
     except DataError:

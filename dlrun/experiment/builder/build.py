@@ -377,7 +377,13 @@ def build_batches(settings: Settings, splits: Splits, model: nn.Module, runtime:
         rows = rows_of.count_rows(part)
         if name == "train":
             weights = compute_row_weights(settings, part, splits.spec)
-            order = EpochOrder(rows, batch_size, keys.shuffle, keys.drop_last, settings.seed, weights)
+            blocks = getattr(part, "blocks", None)
+            if weights is not None and blocks is not None:
+                raise RequestError(
+                    f"data.sampler={keys.sampler} draws rows anywhere, and data.order=shards reads them as they lie; "
+                    "leave out one of them"
+                )
+            order = EpochOrder(rows, batch_size, keys.shuffle, keys.drop_last, settings.seed, weights, blocks)
         else:
             order = EpochOrder(rows, eval_batch_size)
 
