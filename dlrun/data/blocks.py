@@ -1,4 +1,4 @@
-"""The order of an epoch for rows that are best read as they lie: shards of an archive, of which each process has its own.
+"""The order of an epoch for rows that are best read as they lie, such as shards, of which each process has its own.
 
 Eight runs of shards are read side by side, and every batch takes its share of each. Of N processes each gets an N-th of
 a batch (see engine/distributed.py), and so reads runs of its own; the batches are the same for any number of processes.
@@ -21,7 +21,7 @@ def draw_by_block(blocks: Tensor, batch_size: int, generator: torch.Generator) -
     `LANES` runs, which differ by a row a batch at most; a block at a cut is in two runs. Then rows change places within
     windows of a run.
     """
-    names, block_of_row = blocks.unique(return_inverse=True)
+    names, block_of_row = torch.unique(blocks, return_inverse=True)
     place_of_block = torch.randperm(len(names), generator=generator)
     # Stable, so that rows of a block stay side by side in their order.
     rows = place_of_block[block_of_row].argsort(stable=True)
@@ -33,7 +33,7 @@ def draw_by_block(blocks: Tensor, batch_size: int, generator: torch.Generator) -
 
     columns: list[Tensor] = []
     ends: list[Tensor] = []
-    for lane, share in zip(rows.split(lengths), shares, strict=True):
+    for lane, share in zip(torch.split(rows, lengths), shares, strict=True):
         window = torch.arange(len(lane)) // WINDOW
         noise = torch.rand(len(lane), generator=generator, dtype=torch.float64)
         shuffled = lane[(window + noise).argsort(stable=True)]

@@ -38,6 +38,8 @@ _FILE_TARGETS = (
     SERIES_TARGET,
     "dlrun.data.tabular.csv",
     "dlrun.data.folders.image_folder",
+    "dlrun.data.shards.webdataset",
+    "dlrun.data.hub_sets.huggingface",
     "dlrun.data.arrays.arrays",
 )
 # Those that are known again by their bytes.

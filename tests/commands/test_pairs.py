@@ -24,7 +24,7 @@ from dlrun.experiment import run
 
 DATA = sorted(path.stem for path in (CONFIG_DIR / "data").glob("*.yaml"))
 MODELS = sorted(path.stem for path in (CONFIG_DIR / "model").glob("*.yaml"))
-IMAGES = {"digits", "mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "image_folder"}
+IMAGES = {"digits", "mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "image_folder", "webdataset"}
 REGRESSIONS = {"line", "regression", "parabola", "points", "three_points", "saddle"}
 TAGGED = {"hello"}
 WINDOWS = {"series"}
@@ -42,6 +42,7 @@ TAKES = {
 }
 IN_FAST_SUITE = ("line", "pass_fail", "blobs", "digits", "names", "hello", "csv")  # one of each kind
 WITHOUT_TIMM = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is not installed")
+OPTIONAL = {"webdataset": "webdataset"}  # data whose library may be missing
 SLOW = [  # importing them takes seconds
     pytest.param("torchvision", marks=pytest.mark.slow),
     pytest.param("timm", marks=[pytest.mark.slow, WITHOUT_TIMM]),
@@ -57,6 +58,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, formats: ModuleType) -> Path:
     formats.write_cifar10(folder)
     formats.write_cifar100(folder)
     formats.write_folder(folder / "photos", {"cat": 6, "dog": 6})
+    formats.write_digit_shards(folder / "shards", rows=40, shards=2)
     rng = np.random.default_rng(0)
     rows = np.column_stack([rng.normal(size=(40, 8)).round(3), np.arange(40) % 2])
     text = "\n".join(",".join(f"{cell:g}" for cell in row) for row in rows)
@@ -89,6 +91,8 @@ def read(root: Path, group: str, option: str) -> Settings:
         composed.data.path = str(root / "arrays")
     if option == "points":
         composed.data.x, composed.data.y = [1, 2], [[2], [4]]
+    if option == "webdataset":
+        composed.data.path, composed.data.image_size = str(root / "shards"), 32
     if option == "image_folder":
         composed.data.path, composed.data.image_size = str(root / "photos"), 32
     choices = {"data": "digits", "model": "mlp", "optimizer": "adam", "scheduler": "none", group: option}
@@ -108,6 +112,8 @@ def train(data: str, model: str, root: Path) -> TrainState:
 @pytest.mark.parametrize("data", [d if d in IN_FAST_SUITE else pytest.param(d, marks=pytest.mark.slow) for d in DATA])
 @pytest.mark.parametrize("model", [*(m for m in MODELS if m not in ("torchvision", "timm")), *SLOW])
 def test_pair(data: str, model: str, root: Path) -> None:
+    if data in OPTIONAL:
+        pytest.importorskip(OPTIONAL[data])
     if data in TAKES[model]:
         training = train(data, model, root)
         assert training.progress.step == 1

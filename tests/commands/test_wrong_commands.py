@@ -95,7 +95,7 @@ def list_target_cases() -> Iterator[Case]:
                 if type(value) in (int, float, bool) and name != "target":  # a target may be a name
                     needed = (
                         ("data.path=x",)
-                        if path.stem in ("csv", "table", "text", "series", "image_folder", "arrays")
+                        if path.stem in ("csv", "table", "text", "series", "image_folder", "arrays", "webdataset")
                         else ()
                     )
                     yield (f"{group}={path.stem}", f"{group}.{name}=[zzz]", *needed), f"{group}.{name}"

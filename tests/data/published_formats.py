@@ -4,7 +4,8 @@ import gzip
 import io
 import pickle
 import struct
-from collections.abc import Callable
+import tarfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -98,3 +99,29 @@ def write_folder(base: Path, classes: dict[str, int], size: tuple[int, int] = (4
         for i in range(count):
             pixels = rng.integers(0, 256, (size[1], size[0], 3), np.uint8)
             Image.fromarray(pixels).save(base / name / f"{i}{suffix}")
+
+
+def write_shard(path: Path, samples: Mapping[str, Mapping[str, bytes]]) -> None:
+    """A tar shard in the webdataset format, of members by key and kind."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for key, members in samples.items():
+            for kind, content in members.items():
+                member = tarfile.TarInfo(f"{key}.{kind}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+
+
+def write_digit_shards(folder: Path, rows: int, shards: int, name: str = "digits") -> None:
+    """scikit-learn's first digits, 8x8, as PNG and cls, in shards of equal size."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    for number in range(shards):
+        samples = {}
+        for row in range(number * rows // shards, (number + 1) * rows // shards):
+            file = io.BytesIO()
+            Image.fromarray((images[row].reshape(8, 8) * 15).astype(np.uint8)).save(file, "png")
+            samples[f"{row:05}"] = {"png": file.getvalue(), "cls": str(labels[row]).encode()}
+        write_shard(folder / f"{name}-{number:03}.tar", samples)

@@ -20,7 +20,17 @@ CHANGED = {
 def test_every_option_is_there():
     synthetic = {"line", "regression", "parabola", "blobs", "flower", "points", *GIVEN_ROWS}
     tables = {"csv", "table", "diabetes", "names", "hello", "text", "series"}
-    images = {"digits", "mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "image_folder", "arrays"}
+    images = {
+        "digits",
+        "mnist",
+        "fashion_mnist",
+        "kmnist",
+        "cifar10",
+        "cifar100",
+        "image_folder",
+        "arrays",
+        "webdataset",
+    }
     assert {path.stem for path in CONFIGS} == synthetic | tables | images
 
 

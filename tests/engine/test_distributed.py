@@ -341,6 +341,22 @@ def test_mixed_batches_train_as_in_one_process(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("order", ["rows", "shards"])
+def test_shards_train_as_in_one_process(
+    order: str, tmp_path: Path, formats: Any, ranks: Callable[..., Any], dlrun: Callable[..., Any]
+) -> None:
+    pytest.importorskip("webdataset")
+    formats.write_digit_shards(tmp_path / "digits", rows=90, shards=6)
+    words = ("data=webdataset", "data.path=digits", "data.image_size=8", f"data.order={order}", "data.in_memory=false")
+    words = (*words, "paths.data=data", "data.num_workers=1", "model=mlp", *WORDS[3:])
+    words = (*words, "optimizer=sgd", "optimizer.lr=0.05", "trainer.epochs=2")
+    assert dlrun(*words, "data.batch_size=16", "hydra.run.dir=one").code == 0
+    done = ranks(2, *words, "data.batch_size=8", "hydra.run.dir=two")
+    assert done.returncode == 0, done.stderr
+    assert compute_largest_difference(tmp_path / "one", tmp_path / "two") < 1e-5
+
+
+@pytest.mark.slow
 def test_several_outputs_train_as_in_one_process(
     tmp_path: Path, ranks: Callable[..., Any], dlrun: Callable[..., Any]
 ) -> None:

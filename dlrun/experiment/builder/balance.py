@@ -19,6 +19,8 @@ _OWN_DATA = (
     "dlrun.data.text.text",
     "dlrun.data.tabular.csv",
     "dlrun.data.folders.image_folder",
+    "dlrun.data.shards.webdataset",
+    "dlrun.data.hub_sets.huggingface",
     "dlrun.data.arrays.arrays",
 )
 _MOST_NAMES = 6

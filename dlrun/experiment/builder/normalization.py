@@ -6,7 +6,11 @@ from dlrun.config.settings import Settings
 
 _TORCHVISION = "dlrun.models.pretrained.Torchvision"
 _TIMM = "dlrun.models.timm_net.Timm"
-_IMAGE_FOLDER = "dlrun.data.folders.image_folder"
+_PICTURES = (
+    "dlrun.data.folders.image_folder",
+    "dlrun.data.shards.webdataset",
+    "dlrun.data.hub_sets.huggingface",
+)
 
 
 def choose_normalization(settings: Settings) -> tuple[Settings, tuple[str, ...]]:
@@ -17,7 +21,7 @@ def choose_normalization(settings: Settings) -> tuple[Settings, tuple[str, ...]]
     data = settings.data
     arguments = data.arguments
     is_open = arguments.get("mean") is None and arguments.get("std") is None
-    if data.target != _IMAGE_FOLDER or arguments.get("normalization") != "auto" or not is_open:
+    if data.target not in _PICTURES or arguments.get("normalization") != "auto" or not is_open:
         return settings, ()
 
     constants = _find_constants(settings)

@@ -33,6 +33,12 @@ from dlrun.inference.predict.read_text import TextReader
 from dlrun.inference.predict.reader import Item, Prepared, Reader
 from dlrun.inference.saved_model import SavedModel
 
+# Data of the user's own pictures, of which training took the centre.
+_PICTURE_DATA = (
+    "dlrun.data.folders.image_folder",
+    "dlrun.data.shards.webdataset",
+    "dlrun.data.hub_sets.huggingface",
+)
 _DECODER_THREADS = 4
 # A row, or what is wrong with it.
 _Row = Prepared | str
@@ -64,7 +70,7 @@ def make_reader(saved_model: SavedModel) -> Reader:
     spec = saved_model.spec
     data = saved_model.settings.data
     if spec.kind == "image":
-        is_folder = data.target == "dlrun.data.folders.image_folder"
+        is_folder = data.target in _PICTURE_DATA
         background = str(data.arguments.get("background", "white")) if is_folder else None
         return ImageReader(spec, find_framing(saved_model), is_folder, background)
 

@@ -1,0 +1,80 @@
+"""Classes that data name by number or by text, as the numbers 0, 1, … of the net's outputs."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dlrun.core.errors import DataError, ErrorList, RequestError, join_names
+from dlrun.data.spec import MOST_CLASSES
+
+_MOST_MISTAKES = 10
+
+# The classes of the rows of a part, and the names of the rows, for sentences.
+Labels = tuple[Sequence[Any], Sequence[str]]
+
+
+def number_classes(
+    labels: Mapping[str, Labels], class_names: Sequence[str] | None, where: str
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The classes of each part, int64 (N,), and the names of all.
+
+    labels: by part, train first: whole numbers counted from 0, or texts. class_names: names of the numbers, or the
+    texts in their order; without it texts are sorted, and a number is its own name. where: the key that names the
+    classes. Raises DataError for up to ten rows whose class is neither, or is not among those of training.
+    """
+    is_text = isinstance(labels["train"][0][0], str)
+    # A name is put together where it is needed, and rows of a class are judged by their first.
+    first_rows = {part: _find_first_rows(values) for part, (values, _) in labels.items()}
+    mistakes = ErrorList(_MOST_MISTAKES)
+    for part, row_of_value in first_rows.items():
+        for value, row in row_of_value.items():
+            problem = _find_problem(value, is_text)
+            if problem:
+                mistakes.add(DataError(f"{labels[part][1][row]}: {where} is {value!r}, {problem}"))
+    mistakes.raise_if_any()
+
+    if class_names is not None:
+        classes = [str(name) for name in class_names]
+        if len(set(classes)) < len(classes):
+            raise RequestError(f"data.class_names={classes} has a name twice; name each class once")
+    elif is_text:
+        classes = sorted(first_rows["train"])
+    else:
+        classes = [str(number) for number in range(max(first_rows["train"]) + 1)]
+
+    code_of: dict[Any, int] = {name if is_text else code: code for code, name in enumerate(classes)}
+    lacks = "data.class_names lacks; name each" if class_names is not None else "no training row has"
+    for part, row_of_value in first_rows.items():
+        for value, row in row_of_value.items():
+            if value not in code_of:
+                name = labels[part][1][row]
+                mistakes.add(
+                    DataError(f"{name}: {where} is {value!r}, a class that {lacks} (there are {join_names(classes)})")
+                )
+    mistakes.raise_if_any()
+    numbered = {part: torch.tensor([code_of[value] for value in values]) for part, (values, _) in labels.items()}
+    return numbered, classes
+
+
+def _find_first_rows(values: Sequence[Any]) -> dict[Any, int]:
+    """The first row of each value."""
+    rows: dict[Any, int] = {}
+    for row, value in enumerate(values):
+        # A list, of several classes, cannot be looked up.
+        rows.setdefault(value if isinstance(value, Hashable) else repr(value), row)
+    return rows
+
+
+def _find_problem(value: Any, is_text: bool) -> str:
+    """What keeps a value from being a class; "" for nothing."""
+    if isinstance(value, bool | int) and not is_text:
+        if value < 0:
+            return "and classes are counted from 0; number them anew, or write their names"
+        return "" if value < MOST_CLASSES else f"and there are less than {MOST_CLASSES:,} classes; number them anew"
+    if isinstance(value, str) and is_text:
+        return "" if value else "which is empty; write the name of a class"
+    if isinstance(value, float):
+        return "and classes are whole numbers or texts; write such"
+    return f"and the first one is {'a text' if is_text else 'a whole number'}; write all alike"
