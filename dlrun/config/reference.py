@@ -138,8 +138,8 @@ each, `dlrun --cfg job` the composed config; `GROUP=OPTION` and `key=value` word
 
 `digits`, files of your own (`table`, `text`, `series`, `arrays`, `image_folder`, `webdataset`) and the sets that
 a formula makes need no network. Other data sets are looked for in `paths.data` and downloaded there when missing (the
-course's tables and names with a checksum). Keys below `data`, `model`, `optimizer` and `scheduler` that are not in this table belong to
-the chosen option; `dlrun --cfg job` shows them.
+course's tables and names with a checksum). Keys below `data`, `model`, `optimizer` and `scheduler` that are not in this
+table belong to the chosen option; `dlrun --cfg job` shows them.
 """
 
 
