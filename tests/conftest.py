@@ -17,6 +17,7 @@ import atexit
 import functools
 import gc
 import importlib.util
+import inspect
 import json
 import os
 import signal
@@ -41,6 +42,33 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two-threaded torch beside another process is ten times slower
 
 BYTECODE = pytest.StashKey[bool]()
+# What the drivers of NVIDIA, of WSL and of AMD show.
+GPU_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+ON_BOTH_DEVICES = (
+    "commands/test_autoencoder.py",
+    "commands/test_batch_sizes.py",
+    "commands/test_callbacks.py",
+    "commands/test_fp16.py",
+    "commands/test_interruptions.py",
+    "commands/test_multilabel.py",
+    "commands/test_multitask.py",
+    "commands/test_own_losses.py",
+    "commands/test_own_metrics.py",
+    "commands/test_resume.py",
+    "commands/test_resume_auto.py",
+    "commands/test_texts.py",
+    "commands/test_train.py",
+    "commands/test_user_nets.py",
+    "engine/",
+    "experiment/",
+    "inference/",
+    "sweep/search/",
+    "sweep/test_continuation.py",
+    "sweep/test_jobs.py",
+    "sweep/test_runner.py",
+    "sweep/test_stacks.py",
+)
+TRAINING_FIXTURES = {"dlrun", "command", "python", "stacks"}
 QUIET = ("tracking.graph=false", "figures=false")  # what costs time and is not what most tests look at
 
 
@@ -106,6 +134,53 @@ def pytest_runtest_setup() -> None:
     remember_digits()
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests of what a device does run on the CPU, and once more on a GPU, where they have the mark `gpu`.
+
+    They are those that ask for `device`, and those of the folders below that train with the command line.
+    """
+    asks = "device" in inspect.signature(metafunc.function).parameters
+    path = metafunc.definition.path.relative_to(Path(__file__).parent).as_posix()
+    trains = path.startswith(ON_BOTH_DEVICES) and not TRAINING_FIXTURES.isdisjoint(metafunc.fixturenames)
+    if (asks or trains) and metafunc.definition.get_closest_marker("gpu") is None:
+        devices = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+        metafunc.parametrize("device", devices, indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """`cpu` or `cuda`: where the test's trainings run by themselves, as `device=auto` takes a GPU that it sees.
+
+    GPUs are hidden from every test without the mark `gpu`. Where there is none, a test of a GPU is skipped, or runs on
+    the stand-in of tests/pretended_cuda.py if DLRUN_TEST_CUDA=pretended is set: for tests that start no processes.
+    """
+    if request.node.get_closest_marker("gpu") is None:
+        if any(map(os.path.exists, GPU_FILES)):
+            hide_gpus(monkeypatch)
+        yield "cpu"
+        return
+
+    import torch
+
+    if torch.cuda.is_available():
+        yield "cuda"
+    elif os.environ.get("DLRUN_TEST_CUDA") == "pretended":
+        with module_of("pretended_cuda").pretend_cuda():
+            yield "cuda"
+    else:
+        pytest.skip("there is no GPU here")
+
+
+def hide_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave this process, and those that it starts, without GPUs for as long as a test lasts."""
+    import torch
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+
+
 @pytest.fixture(scope="session")
 def common_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that all workers of a test run share."""
@@ -129,8 +204,13 @@ def ctrl_c() -> Iterator[None]:
 
 
 @pytest.fixture
-def dlrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Done]:
-    """`dlrun(*words)`: run a command line in this process, from an empty working directory."""
+def dlrun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], device: str
+) -> Callable[..., Done]:
+    """`dlrun(*words)`: run a command line in this process, from an empty working directory.
+
+    On a GPU runs are deterministic, unless they say otherwise: two that are compared take the same kernels.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DLRUN_DATA_DIR", raising=False)
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -138,6 +218,9 @@ def dlrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
     def run(*words: str) -> Done:
         from dlrun.cli.main import main
 
+        trains = words and (words[0] == "-m" or "=" in words[0])
+        if device == "cuda" and trains and not any(word.startswith("device.deterministic") for word in words):
+            words = (*words, "device.deterministic=true")
         monkeypatch.setattr(sys, "argv", ["dlrun", *words])
         capfd.readouterr()
         code = main()

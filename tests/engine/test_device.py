@@ -26,7 +26,7 @@ def pretend(monkeypatch: Patch, gpus: int = 0, mps: bool = False) -> None:
 
 
 @pytest.mark.parametrize(
-    ("gpus", "mps", "config", "device", "took"),
+    ("gpus", "mps", "config", "chosen", "took"),
     [
         (0, False, DeviceConfig(), "cpu", "cpu (auto; no GPU found)"),
         (0, True, DeviceConfig(), "mps", "mps (auto)"),
@@ -37,11 +37,11 @@ def pretend(monkeypatch: Patch, gpus: int = 0, mps: bool = False) -> None:
     ],
 )
 def test_the_device_that_is_taken(
-    gpus: int, mps: bool, config: DeviceConfig, device: str, took: str, monkeypatch: Patch
+    gpus: int, mps: bool, config: DeviceConfig, chosen: str, took: str, monkeypatch: Patch
 ) -> None:
     pretend(monkeypatch, gpus, mps)
     choice, message = runtime.choose_device(config)
-    assert (str(choice), message) == (device, took)
+    assert (str(choice), message) == (chosen, took)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,130 @@
+"""A stand-in for a GPU: what dlrun does on one runs here on the CPU, in this process.
+
+Whatever is sent to a device called cuda stays on the CPU, and torch.cuda's streams, generators and counters do nothing.
+It shows that the branches for a GPU are run and fit together, and nothing of its arithmetic, its memory or its time.
+"""
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+FREE_BYTES = 8 * 2**30
+CPU = torch.device("cpu")
+
+
+def replace_device(value: Any) -> Any:
+    """The CPU for a GPU, on its own or in a list; anything else as it is."""
+    if isinstance(value, torch.device) and value.type == "cuda":
+        return CPU
+    if isinstance(value, str) and (value == "cuda" or value.startswith("cuda:")):
+        return CPU
+    return value
+
+
+class OnTheCpu(TorchFunctionMode):
+    """Calls torch's functions with the CPU where they are asked for a GPU."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.device:
+            return func(*args, **(kwargs or {}))
+        words = {key: replace_device(value) for key, value in (kwargs or {}).items()}
+        return func(*map(replace_device, args), **words)
+
+
+class Generator(torch.Generator):
+    """A generator of a GPU, which is one of the CPU."""
+
+    def __new__(cls, device: Any = "cpu") -> "Generator":
+        return super().__new__(cls, replace_device(device))
+
+
+class Stream:
+    """A queue of a GPU that is always empty; `waits` counts how often one was made to wait for another."""
+
+    waits = 0
+
+    def __init__(self, device: Any = None) -> None:
+        pass
+
+    def wait_stream(self, other: "Stream") -> None:
+        Stream.waits += 1
+
+    def synchronize(self) -> None:
+        pass
+
+
+class Graph:
+    """A CUDA graph that cannot be recorded, as a model can make it impossible too."""
+
+    def __init__(self) -> None:
+        raise RuntimeError("the stand-in records no graph")
+
+
+@contextlib.contextmanager
+def pretend_cuda(cards: int = 1) -> Iterator[SimpleNamespace]:
+    """A machine with GPUs, for this process; yields counters of what was asked of them."""
+    calls = SimpleNamespace(synchronized=0, pinned=0)
+    def synchronize(device: Any = None) -> None:
+        calls.synchronized += 1
+
+    def pin(tensor: Tensor, *_: Any) -> Tensor:
+        calls.pinned += 1
+        return tensor
+
+    def autocast(device_type: str, **words: Any) -> Any:
+        return real_autocast("cpu" if device_type == "cuda" else device_type, **words)
+
+    def make_scaler(device: str = "cpu", **words: Any) -> Any:
+        return real_scaler("cpu" if device == "cuda" else device, **words)
+
+    real_autocast, real_scaler = torch.autocast, torch.amp.GradScaler
+    states = [torch.Generator().get_state() for _ in range(cards)]
+
+    def set_states(new: list[Tensor]) -> None:
+        states[:] = new
+
+    replaced: dict[str, Any] = {
+        "is_available": lambda: True,
+        "is_initialized": lambda: True,
+        "device_count": lambda: cards,
+        "get_device_name": lambda index=0: "a pretended GPU",
+        "get_device_capability": lambda index=0: (9, 0),
+        "set_device": lambda device: None,
+        "current_device": lambda: 0,
+        "synchronize": synchronize,
+        "mem_get_info": lambda device=None: (FREE_BYTES, FREE_BYTES),
+        "max_memory_allocated": lambda device=None: 0,
+        "reset_peak_memory_stats": lambda device=None: None,
+        "empty_cache": lambda: None,
+        "Stream": Stream,
+        "current_stream": lambda device=None: Stream(),
+        "stream": lambda stream: contextlib.nullcontext(),
+        "is_current_stream_capturing": lambda: False,
+        "graph_pool_handle": lambda: (0, 0),
+        "CUDAGraph": Graph,
+        "get_rng_state": lambda device=0: states[device].clone(),
+        "set_rng_state": lambda state, device=0: states.__setitem__(device, state),
+        "get_rng_state_all": lambda: [state.clone() for state in states],
+        "set_rng_state_all": set_states,
+        "manual_seed": lambda seed: None,
+        "manual_seed_all": lambda seed: None,
+    }
+    with contextlib.ExitStack() as stack:
+        for name, value in replaced.items():
+            stack.enter_context(mock.patch.object(torch.cuda, name, value))
+        stack.enter_context(mock.patch.object(torch.accelerator, "current_accelerator", lambda check_available=False: None))
+        stack.enter_context(mock.patch.object(Tensor, "pin_memory", pin))
+        stack.enter_context(mock.patch.object(torch, "Generator", Generator))
+        stack.enter_context(mock.patch.object(torch, "autocast", autocast))
+        stack.enter_context(mock.patch.object(torch.amp, "GradScaler", make_scaler))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", "'pin_memory' argument is set as true but no accelerator")
+        stack.enter_context(OnTheCpu())
+        yield calls
