@@ -68,6 +68,7 @@ ON_BOTH_DEVICES = (
     "sweep/test_runner.py",
     "sweep/test_stacks.py",
 )
+NO_STAND_IN = {"no_stand_in", "warm"}
 TRAINING_FIXTURES = {"dlrun", "command", "python", "stacks"}
 QUIET = ("tracking.graph=false", "figures=false")  # what costs time and is not what most tests look at
 
@@ -152,7 +153,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     """`cpu` or `cuda`: where the test's trainings run by themselves, as `device=auto` takes a GPU that it sees.
 
     GPUs are hidden from every test without the mark `gpu`. Where there is none, a test of a GPU is skipped, or runs on
-    the stand-in of tests/pretended_cuda.py if DLRUN_TEST_CUDA=pretended is set: for tests that start no processes.
+    the stand-in of tests/pretended_cuda.py if DLRUN_TEST_CUDA=pretended is set and the test starts no process.
     """
     if request.node.get_closest_marker("gpu") is None:
         if any(map(os.path.exists, GPU_FILES)):
@@ -164,11 +165,16 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
 
     if torch.cuda.is_available():
         yield "cuda"
-    elif os.environ.get("DLRUN_TEST_CUDA") == "pretended":
+    elif os.environ.get("DLRUN_TEST_CUDA") == "pretended" and NO_STAND_IN.isdisjoint(request.fixturenames):
         with module_of("pretended_cuda").pretend_cuda():
             yield "cuda"
     else:
         pytest.skip("there is no GPU here")
+
+
+@pytest.fixture
+def no_stand_in() -> None:
+    """For tests that a stand-in for a GPU is no help to: they start processes, compile, or measure time."""
 
 
 def hide_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

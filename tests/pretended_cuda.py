@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from dlrun.engine.acceleration import cuda_graph
+
 FREE_BYTES = 8 * 2**30
 CPU = torch.device("cpu")
 
@@ -60,17 +62,11 @@ class Stream:
         pass
 
 
-class Graph:
-    """A CUDA graph that cannot be recorded, as a model can make it impossible too."""
-
-    def __init__(self) -> None:
-        raise RuntimeError("the stand-in records no graph")
-
-
 @contextlib.contextmanager
 def pretend_cuda(cards: int = 1) -> Iterator[SimpleNamespace]:
     """A machine with GPUs, for this process; yields counters of what was asked of them."""
     calls = SimpleNamespace(synchronized=0, pinned=0)
+
     def synchronize(device: Any = None) -> None:
         calls.synchronized += 1
 
@@ -107,8 +103,6 @@ def pretend_cuda(cards: int = 1) -> Iterator[SimpleNamespace]:
         "current_stream": lambda device=None: Stream(),
         "stream": lambda stream: contextlib.nullcontext(),
         "is_current_stream_capturing": lambda: False,
-        "graph_pool_handle": lambda: (0, 0),
-        "CUDAGraph": Graph,
         "get_rng_state": lambda device=0: states[device].clone(),
         "set_rng_state": lambda state, device=0: states.__setitem__(device, state),
         "get_rng_state_all": lambda: [state.clone() for state in states],
@@ -119,12 +113,14 @@ def pretend_cuda(cards: int = 1) -> Iterator[SimpleNamespace]:
     with contextlib.ExitStack() as stack:
         for name, value in replaced.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, value))
-        stack.enter_context(mock.patch.object(torch.accelerator, "current_accelerator", lambda check_available=False: None))
+        stack.enter_context(mock.patch.object(torch.accelerator, "current_accelerator", return_value=None))
         stack.enter_context(mock.patch.object(Tensor, "pin_memory", pin))
         stack.enter_context(mock.patch.object(torch, "Generator", Generator))
         stack.enter_context(mock.patch.object(torch, "autocast", autocast))
         stack.enter_context(mock.patch.object(torch.amp, "GradScaler", make_scaler))
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", "'pin_memory' argument is set as true but no accelerator")
+        # Steps that are recorded have a stand-in of their own, in the tests of CUDA graphs.
+        stack.enter_context(mock.patch.object(cuda_graph, "attach_graph", return_value=None))
         stack.enter_context(OnTheCpu())
         yield calls

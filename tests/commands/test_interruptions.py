@@ -18,7 +18,7 @@ FIGURES = ("data=line", "model=linear", "trainer.epochs=2", "tracking.graph=fals
 LBFGS = ("data=regression", "model=linear", "optimizer=lbfgs", "trainer.epochs=3", *QUIET)
 PHASES = {  # what is called when, the how-manieth call gets the signal, and a run that makes it
     "opening": ("dlrun.runs.folder", "write_description", 1, WORDS),
-    "step": ("dlrun.engine.trainer", "backward", 3, WORDS),
+    "step": ("dlrun.engine.state", "TrainState.log_model_metrics", 3, WORDS),
     "lbfgs": ("dlrun.engine.trainer", "backward", 3, LBFGS),
     "evaluation": ("dlrun.engine.trainer", "evaluate", 2, WORDS),
     # In the thread that writes checkpoints.
@@ -133,7 +133,7 @@ def test_the_second_signal_stops_now_and_resume_makes_the_rest(
 ) -> None:
     module, function, nth, words = PHASES[phase]
     # Every epoch is saved, and each save waits for the one before it: by the third epoch the first is on the disk.
-    words = (*words, "checkpoint.keep=3")
+    words = (*words, "checkpoint.keep=3", "device.deterministic=true")
     assert dlrun(*words, "hydra.run.dir=whole").code == 0
     script = (
         f"import sys, signal, time; import {module} as module; from dlrun.cli.main import main\n"

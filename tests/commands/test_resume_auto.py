@@ -14,7 +14,7 @@ import pytest
 
 from dlrun.config.request import from_command_line
 from dlrun.core.errors import UnreadableError
-from dlrun.engine import trainer
+from dlrun.engine.state import TrainState
 from dlrun.experiment import run as experiment
 from dlrun.runs import checkpoint
 from dlrun.runs import folder as run_folder
@@ -27,17 +27,17 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, dlrun: Callable[..., Any]) -> Calla
     """`cut_off(*words)`: run them, with SIGTERM at the tenth step."""
 
     def run(*words: str) -> Any:
-        real, calls = trainer.backward, 0
+        real, calls = TrainState.log_model_metrics, 0
 
-        def count_calls(*arguments: Any) -> Any:
+        def count_calls(state: TrainState) -> None:
             nonlocal calls
             calls += 1
             if calls == 10:
                 signal.raise_signal(signal.SIGTERM)
-            return real(*arguments)
+            real(state)
 
         with monkeypatch.context() as patched:
-            patched.setattr(trainer, "backward", count_calls)
+            patched.setattr(TrainState, "log_model_metrics", count_calls)
             return dlrun(*words)
 
     return run

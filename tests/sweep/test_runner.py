@@ -165,7 +165,7 @@ def test_what_another_process_has_done_meanwhile_is_not_undone(
 
 
 @pytest.mark.slow
-def test_a_job_of_a_sweep_equals_the_same_job_alone(dlrun: Callable, tmp_path: Path) -> None:
+def test_a_job_of_a_sweep_equals_the_same_job_alone(dlrun: Callable, tmp_path: Path, no_stand_in: None) -> None:
     common = ("data=blobs", "data.val_fraction=0.2", "figures=false", "tracking.graph=false", "device.num_threads=1")
     points = [
         ("model=mlp", "model.dropout=0.3", "optimizer=adam"),
@@ -191,7 +191,9 @@ def test_a_job_of_a_sweep_equals_the_same_job_alone(dlrun: Callable, tmp_path: P
 
 
 @pytest.mark.slow
-def test_failing_jobs_cost_themselves_only_and_are_made_up_for(dlrun: Callable, tmp_path: Path) -> None:
+def test_failing_jobs_cost_themselves_only_and_are_made_up_for(
+    dlrun: Callable, tmp_path: Path, no_stand_in: None
+) -> None:
     (tmp_path / "swept_net.py").write_text(NET)
     words = ("data=blobs", "model._target_=swept_net.Net", "trainer.epochs=12", "figures=false", "tracking.graph=false")
     kinds = ("crash", "well", "killed", "memory", "endless", "exit", "late", "fine")

@@ -82,7 +82,7 @@ def test_pictures_and_probes_take_the_model_as_it_is() -> None:
 
 @pytest.mark.slow
 def test_a_compiled_net_learns_the_same_and_its_start_is_told_apart(
-    dlrun: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dlrun: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_stand_in: None
 ) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))  # else it was compiled by a run before
     words = ("data=blobs", "data.val_fraction=0.2", "data.batch_size=80", "model=mlp", "model.hidden_sizes=[8]")

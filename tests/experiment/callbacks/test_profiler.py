@@ -50,7 +50,7 @@ def test_a_step_with_a_closure_has_the_phases_of_its_evaluations(dlrun: Callable
 
 
 @pytest.mark.slow
-def test_pictures_are_stopped_whenever_they_are_drawn(dlrun: Callable[..., Any]) -> None:
+def test_pictures_are_stopped_whenever_they_are_drawn(dlrun: Callable[..., Any], no_stand_in: None) -> None:
     words = ("data=parabola", "model=mlp", "trainer.epochs=2", "tracking.evolution_every_epochs=1")
     done = dlrun(*words, "trainer.profile=true", "tracking.graph=false")
     assert done.code == 0, done.err

@@ -262,7 +262,9 @@ def test_a_net_whose_copies_would_call_it_is_left_alone(
 
 
 @pytest.mark.slow
-def test_a_compiled_net_is_named_as_any_other(train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiled_net_is_named_as_any_other(
+    train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, no_stand_in: None
+) -> None:
     # The graph is taken and run as it is: compiling it to C++ takes half a minute.
     monkeypatch.setattr(nn.Module, "compile", functools.partialmethod(nn.Module.compile, backend="eager"))
     warnings = [text for text in train("Count", "device.compile=true").result["warnings"] if NOT_SAVED in text]

@@ -111,11 +111,12 @@ def test_the_sentence_says_what_to_type(words: list[str], message: str) -> None:
 
 @pytest.mark.parametrize("word", ["model.hidden_sizes=[1000000000,1000000000]", "data.image_size=100000"])
 def test_too_large_to_be_built_is_a_sentence_before_anything_is_written(
-    dlrun: Callable[..., Any], tmp_path: Path, word: str
+    dlrun: Callable[..., Any], tmp_path: Path, word: str, device: str
 ) -> None:
     done = dlrun(word)
     assert (done.code, done.err.count("\n")) == (2, 1)
-    assert done.err.startswith("dlrun: out of memory on cpu with data.batch_size=64; try data.batch_size=32 ")
+    place = {"cpu": "cpu", "cuda": "cuda:0"}[device]
+    assert done.err.startswith(f"dlrun: out of memory on {place} with data.batch_size=64; try data.batch_size=32 ")
     assert not list(tmp_path.iterdir())
 
 

@@ -1,0 +1,141 @@
+"""The branches for a GPU on a machine without one: what they train, resume and evaluate is what the CPU does."""
+
+import json
+import signal
+from collections.abc import Callable
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dlrun.engine.state import TrainState
+
+QUIET = ("tracking.graph=false", "figures=false")
+
+
+@pytest.fixture
+def pretended() -> Any:
+    """The stand-in of tests/pretended_cuda.py, not entered yet."""
+    spec = spec_from_file_location("pretended_cuda", Path(__file__).with_name("pretended_cuda.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("data=digits", "model=cnn", "device.deterministic=true", "device.tf32=false"),
+        ("data=digits", "model=mlp", "model.dropout=0.3", "device.precision=bf16", "trainer.ema_decay=0.9"),
+        ("data=digits", "model=mlp", "optimizer=sgd", "device.precision=fp16", "trainer.grad_clip_norm=1"),
+    ],
+)
+def test_a_run_is_that_of_the_cpu(dlrun: Callable[..., Any], pretended: Any, words: tuple[str, ...]) -> None:
+    words = (*words, *QUIET, "trainer.epochs=2", "optimizer.lr=0.01")
+    expected = dlrun(*words, "device=cpu", "hydra.run.dir=cpu")
+    assert expected.code == 0, expected.err
+    with pretended.pretend_cuda():
+        done = dlrun(*words, "device=cuda", "hydra.run.dir=cuda")
+        assert done.code == 0, done.err
+        assert "device      cuda:0" in done.out
+        evaluated = dlrun("eval", "cuda", "device=cuda")
+    assert evaluated.code == 0, evaluated.err
+    assert done.result["weights_sha256"] == expected.result["weights_sha256"]
+    assert done.result["metrics"] == pytest.approx(expected.result["metrics"])
+
+    # What it saved is of use where there is no GPU.
+    refused = dlrun("eval", "cuda")
+    assert refused.code == 2
+    assert "type device=auto" in refused.err
+    assert dlrun("eval", "cuda", "device=auto").code == 0
+    assert dlrun("export", "cuda", "format=safetensors").code == 0
+    assert dlrun("resume", "cuda", "trainer.epochs=3", "device=cpu").code == 0
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_goes_on_with_the_numbers_of_the_gpu(
+    dlrun: Callable[..., Any], pretended: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("data=blobs", "model=mlp", "model.dropout=0.3", "trainer.epochs=3", *QUIET, "device=cuda")
+    with pretended.pretend_cuda():
+        unbroken = dlrun(*words, "hydra.run.dir=unbroken")
+        assert unbroken.code == 0, unbroken.err
+
+        real, calls = TrainState.log_model_metrics, []
+
+        def stop_in_the_sixth_step(state: TrainState) -> None:
+            calls.append(state.progress.step)
+            if len(calls) == 6:
+                signal.raise_signal(signal.SIGTERM)
+            real(state)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(TrainState, "log_model_metrics", stop_in_the_sixth_step)
+            assert dlrun(*words, "hydra.run.dir=stopped").code == 143
+        saved = torch.load(Path("stopped/checkpoints/last.pt"), weights_only=True)
+        assert len(saved["rng"]["cuda"]) == 1
+        assert dlrun("resume", "stopped").code == 0
+
+    results = [json.loads(Path(name, "result.json").read_text()) for name in ("unbroken", "stopped")]
+    assert results[0]["weights_sha256"] == results[1]["weights_sha256"]
+
+
+@pytest.mark.slow
+def test_pictures_that_are_read_by_workers_are_copied_on_a_stream_of_their_own(
+    dlrun: Callable[..., Any], pretended: Any, tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    for name, grey in (("dark", 20), ("light", 230)):
+        for i in range(6):
+            path = tmp_path / "pictures" / name / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8), grey + i).save(path)
+    words = ("data=image_folder", "data.path=pictures", "data.in_memory=false", "data.image_size=8", "model=mlp")
+    with pretended.pretend_cuda():
+        before = pretended.Stream.waits
+        done = dlrun(*words, *QUIET, "trainer.epochs=2", "data.num_workers=1", "device=cuda")
+        assert done.code == 0, done.err
+        # One a batch at least: training and validation rows of two epochs.
+        assert pretended.Stream.waits - before >= 4
+
+
+@pytest.mark.slow
+def test_a_sweep_is_stacked_and_reported(dlrun: Callable[..., Any], pretended: Any) -> None:
+    words = (
+        "-m",
+        "data=blobs",
+        "model=mlp",
+        "model.dropout=0.2",
+        "trainer.epochs=2",
+        "seed=range(4)",
+        "sweep.stack=on",
+    )
+    expected = dlrun(*words, "device=cpu", "sweep.dir=cpu")
+    assert expected.code == 0, expected.err
+    with pretended.pretend_cuda():
+        done = dlrun(*words, "device=cuda", "sweep.dir=cuda")
+    assert done.code == 0, done.err
+    assert "4 runs train as one stack" in done.out
+
+    hashes = []
+    for sweep in ("cpu", "cuda"):
+        results = [json.loads(path.read_text()) for path in sorted(Path(sweep).glob("*/result.json"))]
+        hashes.append([result["weights_sha256"] for result in results])
+    assert len(hashes[0]) == 4
+    assert hashes[0] == hashes[1]
+
+
+@pytest.mark.parametrize(("cards", "jobs"), [(1, 1), (3, 3)])
+def test_jobs_of_a_sweep_share_the_cards_out(pretended: Any, cards: int, jobs: int) -> None:
+    from dlrun.sweep.process_engine import Parallel, resolve_job_count
+
+    with pretended.pretend_cuda(cards):
+        assert resolve_job_count("auto") == jobs
+        # Slots are taken from the end.
+        assert list(reversed(Parallel(4)._gpus)) == [i % cards for i in range(4)]
