@@ -136,10 +136,10 @@ _INTRODUCTION = """\
 A run is composed of one option per group, and of keys. `dlrun ls GROUP` prints the options of a group with a line about
 each, `dlrun --cfg job` the composed config; `GROUP=OPTION` and `key=value` words change it.
 
-`digits`, files of your own (`table`, `text`, `series`, `arrays`, `image_folder`, `webdataset`) and the sets that
-a formula makes need no network. Other data sets are looked for in `paths.data` and downloaded there when missing (the
-course's tables and names with a checksum). Keys below `data`, `model`, `optimizer` and `scheduler` that are not in this
-table belong to the chosen option; `dlrun --cfg job` shows them.
+`digits`, files of your own (`table`, `text`, `series`, `arrays`, `image_folder`, `webdataset`, `huggingface`) and the
+sets that a formula makes need no network. Other data sets are looked for in `paths.data` and downloaded there when
+missing (the course's tables and names with a checksum). Keys below `data`, `model`, `optimizer` and `scheduler` that
+are not in this table belong to the chosen option; `dlrun --cfg job` shows them.
 """
 
 

@@ -24,7 +24,17 @@ from dlrun.experiment import run
 
 DATA = sorted(path.stem for path in (CONFIG_DIR / "data").glob("*.yaml"))
 MODELS = sorted(path.stem for path in (CONFIG_DIR / "model").glob("*.yaml"))
-IMAGES = {"digits", "mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "image_folder", "webdataset"}
+IMAGES = {
+    "digits",
+    "mnist",
+    "fashion_mnist",
+    "kmnist",
+    "cifar10",
+    "cifar100",
+    "image_folder",
+    "webdataset",
+    "huggingface",
+}
 REGRESSIONS = {"line", "regression", "parabola", "points", "three_points", "saddle"}
 TAGGED = {"hello"}
 WINDOWS = {"series"}
@@ -42,7 +52,7 @@ TAKES = {
 }
 IN_FAST_SUITE = ("line", "pass_fail", "blobs", "digits", "names", "hello", "csv")  # one of each kind
 WITHOUT_TIMM = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is not installed")
-OPTIONAL = {"webdataset": "webdataset"}  # data whose library may be missing
+OPTIONAL = {"webdataset": "webdataset", "huggingface": "datasets"}  # data whose library may be missing
 SLOW = [  # importing them takes seconds
     pytest.param("torchvision", marks=pytest.mark.slow),
     pytest.param("timm", marks=[pytest.mark.slow, WITHOUT_TIMM]),
@@ -59,6 +69,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, formats: ModuleType) -> Path:
     formats.write_cifar100(folder)
     formats.write_folder(folder / "photos", {"cat": 6, "dog": 6})
     formats.write_digit_shards(folder / "shards", rows=40, shards=2)
+    formats.write_digits_as_parquet(folder / "set.parquet", rows=40)
     rng = np.random.default_rng(0)
     rows = np.column_stack([rng.normal(size=(40, 8)).round(3), np.arange(40) % 2])
     text = "\n".join(",".join(f"{cell:g}" for cell in row) for row in rows)
@@ -93,6 +104,8 @@ def read(root: Path, group: str, option: str) -> Settings:
         composed.data.x, composed.data.y = [1, 2], [[2], [4]]
     if option == "webdataset":
         composed.data.path, composed.data.image_size = str(root / "shards"), 32
+    if option == "huggingface":
+        composed.data.path, composed.data.image_size = str(root / "set.parquet"), 32
     if option == "image_folder":
         composed.data.path, composed.data.image_size = str(root / "photos"), 32
     choices = {"data": "digits", "model": "mlp", "optimizer": "adam", "scheduler": "none", group: option}

@@ -95,7 +95,8 @@ def list_target_cases() -> Iterator[Case]:
                 if type(value) in (int, float, bool) and name != "target":  # a target may be a name
                     needed = (
                         ("data.path=x",)
-                        if path.stem in ("csv", "table", "text", "series", "image_folder", "arrays", "webdataset")
+                        if path.stem
+                        in ("csv", "table", "text", "series", "image_folder", "arrays", "webdataset", "huggingface")
                         else ()
                     )
                     yield (f"{group}={path.stem}", f"{group}.{name}=[zzz]", *needed), f"{group}.{name}"

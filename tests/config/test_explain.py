@@ -36,7 +36,7 @@ WRONG = [
 ]
 MORE = [  # other keys, the same checks
     ("data=mnst", "data=mnist"),
-    ("data.path=x.csv", "arrays and csv and image_folder and series (type data=arrays) have it"),
+    ("data.path=x.csv", "arrays and csv and huggingface and image_folder (type data=arrays) have it"),
     ("trainer.epochs=", "trainer.epochs"),
     ("trainer.epochs=0", "trainer.epochs=0 must be above 0"),
     ("+trainer.epoch=3", "did you mean trainer.epochs?"),

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 import pickle
 import struct
 import tarfile
@@ -112,16 +113,46 @@ def write_shard(path: Path, samples: Mapping[str, Mapping[str, bytes]]) -> None:
                 archive.addfile(member, io.BytesIO(content))
 
 
-def write_digit_shards(folder: Path, rows: int, shards: int, name: str = "digits") -> None:
-    """scikit-learn's first digits, 8x8, as PNG and cls, in shards of equal size."""
-    from PIL import Image
+def read_digits(rows: int) -> tuple[list[bytes], list[int]]:
+    """scikit-learn's first digits, 8x8, as PNG, and their classes."""
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
+    pictures = []
+    for values in images[:rows]:
+        file = io.BytesIO()
+        Image.fromarray((values.reshape(8, 8) * 15).astype(np.uint8)).save(file, "png")
+        pictures.append(file.getvalue())
+    return pictures, labels[:rows].tolist()
+
+
+def write_digit_shards(folder: Path, rows: int, shards: int, name: str = "digits") -> None:
+    """The first digits as png and cls, in shards of equal size."""
+    pictures, labels = read_digits(rows)
     for number in range(shards):
         samples = {}
         for row in range(number * rows // shards, (number + 1) * rows // shards):
-            file = io.BytesIO()
-            Image.fromarray((images[row].reshape(8, 8) * 15).astype(np.uint8)).save(file, "png")
-            samples[f"{row:05}"] = {"png": file.getvalue(), "cls": str(labels[row]).encode()}
+            samples[f"{row:05}"] = {"png": pictures[row], "cls": str(labels[row]).encode()}
         write_shard(folder / f"{name}-{number:03}.tar", samples)
+
+
+def write_digits_as_parquet(path: Path, rows: int, first: int = 0) -> None:
+    """Digits in a Parquet file, as the datasets library writes columns image and label, and a column of texts."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    pictures, labels = read_digits(first + rows)
+    stored = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    columns = {
+        "image": pa.array([{"bytes": picture, "path": None} for picture in pictures[first:]], stored),
+        "label": pa.array(labels[first:]),
+        "text": pa.array([f"a {label}" for label in labels[first:]]),
+    }
+    features = {
+        "image": {"_type": "Image"},
+        "label": {"_type": "ClassLabel", "names": [f"d{label}" for label in range(10)]},
+        "text": {"dtype": "string", "_type": "Value"},
+    }
+    table = pa.table(columns).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(table, path)

@@ -20,18 +20,9 @@ CHANGED = {
 def test_every_option_is_there():
     synthetic = {"line", "regression", "parabola", "blobs", "flower", "points", *GIVEN_ROWS}
     tables = {"csv", "table", "diabetes", "names", "hello", "text", "series"}
-    images = {
-        "digits",
-        "mnist",
-        "fashion_mnist",
-        "kmnist",
-        "cifar10",
-        "cifar100",
-        "image_folder",
-        "arrays",
-        "webdataset",
-    }
-    assert {path.stem for path in CONFIGS} == synthetic | tables | images
+    images = {"digits", "mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100"}
+    own = {"image_folder", "arrays", "webdataset", "huggingface"}
+    assert {path.stem for path in CONFIGS} == synthetic | tables | images | own
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
