@@ -322,9 +322,9 @@ COMMANDS = ("predict", "eval", "resume", "auto", "load", "export", "rerun")
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["diff", *LOOKING, *COMMANDS])
 def test_each_command_on_each_damage_ends_well(command: str, intact_run: Path, dlrun: Callable[..., Any]) -> None:
-    """`diff` on every damage; of the others, which read a run by the same code, each damage meets two."""
+    """`diff` on every damage; of the others, which read a run by the same code, each kind of damage meets two."""
     shutil.copytree(intact_run, "good")
-    for number, case in enumerate(damages()):
+    for number, case in enumerate(damages() if command == "diff" else sample()):
         meets = any(number % len(group) == group.index(command) for group in (LOOKING, COMMANDS) if command in group)
         if command == "diff" or meets:
             check(command, case, intact_run, dlrun)

@@ -61,21 +61,21 @@ def dlrun_command(tmp_path: Path, warm: Any) -> str:
 
 @pytest.mark.parametrize(("width", "height"), SIZES)
 def test_a_line_an_epoch_stays_and_the_bar_goes(screen: Screen, dlrun_command: str, width: int, height: int) -> None:
-    words = f"{QUIET} trainer.epochs=30 data.rows_per_class=2000 data.batch_size=16"
+    words = f"{QUIET} trainer.epochs=10 data.rows_per_class=2000 data.batch_size=16"
     screens, end = screen.watch(f"{dlrun_command} {words}", width, height)
 
     live = [text for text in screens if BAR.search(text)]
     assert live
     bars = [line for text in live for line in text.splitlines() if BAR.search(line)]
-    assert any(re.search(r"epoch \d+/30 .* \d+/\d+ [\d,]+ steps/s \d+:\d\d left loss \d", line) for line in bars), bars[
+    assert any(re.search(r"epoch \d+/10 .* \d+/\d+ [\d,]+ steps/s \d+:\d\d left loss \d", line) for line in bars), bars[
         -1
     ]
     # The lines above the bar leave none behind.
     assert max(text.count(" steps/s") for text in live) == 1
 
     assert not BAR.search(end)
-    epochs = [int(number) for number in re.findall(r"^epoch +(\d+)/30  train/loss \d", end, re.MULTILINE)]
-    assert epochs == [*range(1, 31)]
+    epochs = [int(number) for number in re.findall(r"^epoch +(\d+)/10  train/loss \d", end, re.MULTILINE)]
+    assert epochs == [*range(1, 11)]
 
 
 @pytest.mark.parametrize(("width", "height"), SIZES)

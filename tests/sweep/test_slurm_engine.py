@@ -55,9 +55,11 @@ def test_a_killed_and_a_preempted_job_end_in_the_same(
     tmp_path: Path,
 ) -> None:
     sweep = tmp_path / "s"
-    words = ("sweep.engine=slurm", "sweep.slurm.cluster=local", "sweep.jobs=3")
-    process = warm.start("-m", "dlrun", *WORDS, *words, cwd=tmp_path, start_new_session=True)
-    wait_for(lambda: all(has_saved(sweep, seed) for seed in range(3)), process)
+    # Of the reference's jobs the two that something happens to: each start is one of a new interpreter, with torch.
+    words = [word.replace("seed=0,1,2", "seed=0,1") for word in WORDS]
+    words += ["sweep.engine=slurm", "sweep.slurm.cluster=local", "sweep.jobs=2"]
+    process = warm.start("-m", "dlrun", *words, cwd=tmp_path, start_new_session=True)
+    wait_for(lambda: all(has_saved(sweep, seed) for seed in range(2)), process)
     os.kill(find_process(sweep, 0), signal.SIGKILL)
     os.kill(find_process(sweep, 1), signal.SIGUSR1)
     wait_for(lambda: "seed=0: its job" in process.out, process)
@@ -70,7 +72,7 @@ def test_a_killed_and_a_preempted_job_end_in_the_same(
 
     resumed = dlrun("resume", "s")
     assert resumed.code == 0, resumed.out + resumed.err
-    assert read_files(sweep) == reference
+    assert read_files(sweep) == {name: rows for name, rows in reference.items() if name != "2_seed=2"}
 
 
 @pytest.fixture
