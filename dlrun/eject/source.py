@@ -5,6 +5,7 @@ import keyword
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -79,11 +80,12 @@ def render(template: str, values: Mapping[str, Any], constants: Mapping[str, Any
 
     constants: value of each name in capitals that the templates may use.
     """
-    environment = create_environment()
-    environment.globals["constants"] = lambda sections: write_constants(sections, constants)
-    return space_out(environment.get_template(template).render(values))
+    script = create_environment().get_template(template)
+    return space_out(script.render(values, constants=partial(write_constants, constants=constants)))
 
 
+# One for all scripts of a process: it compiles each template once.
+@cache
 def create_environment() -> jinja2.Environment:
     """The environment of the templates: what they print is a literal, and what they are not given is an error."""
     environment = _Environment(
