@@ -391,6 +391,48 @@ def parts_of() -> Callable[["nn.Module", "Splits"], Any]:
 
 
 @pytest.fixture
+def shallow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nets of torchvision with layers of every kind that they have, but few: the others only repeat them."""
+    from torchvision.models import convnext, densenet, maxvit, mobilenetv3, resnet, swin_transformer, vision_transformer
+
+    blocks, _ = mobilenetv3._mobilenet_v3_conf("mobilenet_v3_small")
+    cut(monkeypatch, resnet, "_resnet", layers=[1, 1, 1, 1])
+    cut(monkeypatch, densenet, "_densenet", block_config=(2, 2))
+    cut(
+        monkeypatch,
+        convnext,
+        "_convnext",
+        block_setting=[convnext.CNBlockConfig(24, 48, 1), convnext.CNBlockConfig(48, None, 1)],
+    )
+    cut(monkeypatch, swin_transformer, "_swin_transformer", embed_dim=24, depths=[2, 2], num_heads=[2, 4])
+    cut(monkeypatch, maxvit, "_maxvit", stem_channels=8, block_channels=[8, 16], block_layers=[1, 1], head_dim=8)
+    cut(monkeypatch, mobilenetv3, "_mobilenet_v3", inverted_residual_setting=blocks[:4])
+    cut(
+        monkeypatch,
+        vision_transformer,
+        "_vision_transformer",
+        num_layers=2,
+        num_heads=2,
+        hidden_dim=24,
+        mlp_dim=48,
+    )
+
+
+def cut(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, **settings: Any) -> None:
+    """Let a function of a module take these settings, whatever it is called with."""
+    function = getattr(module, name)
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def make_smaller(*args: Any, **others: Any) -> Any:
+        call = signature.bind(*args, **others)
+        call.arguments.update(settings)
+        return function(*call.args, **call.kwargs)
+
+    monkeypatch.setattr(module, name, make_smaller)
+
+
+@pytest.fixture
 def comparison_without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sweeps and comparisons draw nothing: their pictures take a second, and are looked at by tests of their own."""
     monkeypatch.setattr("dlrun.sweep.comparison.plots.draw_all", lambda comparison, folder, **_: [])

@@ -106,7 +106,7 @@ def publish_weights(monkeypatch: pytest.MonkeyPatch) -> Callable[[nn.Module], li
     return publish
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("shallow")
 @pytest.mark.parametrize(("name", "side"), SMALLEST.items())
 def test_each_family_trains_saves_and_loads(name: str, side: int, image_spec: Make, tmp_path: Path) -> None:
     net = Torchvision(image_spec(1, side, side, outputs=7), name)

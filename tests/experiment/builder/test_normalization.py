@@ -19,7 +19,7 @@ NOTE = "images are normalized as those of the trained weights, by mean [0.485, 0
 
 
 @pytest.fixture
-def weights(tmp_path: Path, formats: ModuleType) -> str:
+def weights(tmp_path: Path, formats: ModuleType, shallow: None) -> str:
     """A file of a net's weights, beside a few images."""
     formats.write_folder(tmp_path / "photos", {"a": 4, "b": 4}, (32, 32))
     torch.manual_seed(0)
