@@ -28,7 +28,8 @@ def take(dlrun: Callable, line: str) -> None:
     assert done.code == 0, done.err
 
 
-@pytest.mark.parametrize("folder", [pytest.param("runs/plain", marks=pytest.mark.slow), ODD])
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", [ODD])
 def test_what_a_run_ends_with_can_be_typed(dlrun: Callable, folder: str) -> None:
     done = dlrun(*QUICK, f'hydra.run.dir="{folder}"')
     assert done.code == 0, done.err
@@ -42,7 +43,7 @@ def test_what_a_run_ends_with_can_be_typed(dlrun: Callable, folder: str) -> None
     take(dlrun, finished.out.partition("type ")[2].strip().replace("=...", "=3"))
 
 
-@pytest.mark.parametrize("folder", [pytest.param("runs/plain", marks=pytest.mark.slow), ODD])
+@pytest.mark.parametrize("folder", [ODD])
 def test_a_change_that_resume_refuses_can_be_made_by_a_new_run(dlrun: Callable, folder: str) -> None:
     assert dlrun(*QUICK, f'hydra.run.dir="{folder}"').code == 0
     refused = dlrun("resume", folder, "seed=3")

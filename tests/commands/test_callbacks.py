@@ -158,6 +158,7 @@ def kill_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CheckpointManager, "on_step_end", save_and_die)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_with_the_same_callbacks(
     train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

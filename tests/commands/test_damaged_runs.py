@@ -308,11 +308,11 @@ def test_a_command_on_one_damaged_run_ends_well(intact_run: Path, dlrun: Callabl
     lookers = ("show", "show json", "watch")
     commands = ("predict", "eval", "resume", "auto", "load", "export", "rerun")
     for number, case in enumerate(sample()):
-        if number % 18 == 0:
+        if number % 30 == 0:
             check("diff", case, intact_run, dlrun)
-            check(lookers[number // 18 % 3], case, intact_run, dlrun)
-        if number % 24 == 0:
-            check(commands[number // 24 % len(commands)], case, intact_run, dlrun)
+            check(lookers[number // 30 % 3], case, intact_run, dlrun)
+        if number % 48 == 0:
+            check(commands[number // 48 % len(commands)], case, intact_run, dlrun)
 
 
 LOOKING = ("show", "show json", "watch")

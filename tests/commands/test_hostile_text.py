@@ -163,7 +163,8 @@ def test_a_layer_with_a_call_for_a_name_is_not_written(dlrun: Callable[..., Any]
 
 
 @pytest.mark.usefixtures("comparison_without_pictures")
-@pytest.mark.parametrize("text", [pytest.param(ALL, marks=pytest.mark.slow), EVIL[5]])
+@pytest.mark.slow
+@pytest.mark.parametrize("text", [ALL, EVIL[5]])
 def test_tables_pages_and_lists_show_it(
     dlrun: Callable[..., Any], trained_run: Path, tmp_path: Path, text: str
 ) -> None:

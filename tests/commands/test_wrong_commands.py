@@ -249,7 +249,7 @@ def check_typos(refuse: Refused, some: list[Typo]) -> None:
 
 
 def test_a_sample_of_wrong_lines_is_refused_in_a_sentence(refuse: Refused) -> None:
-    check_cases(refuse, cases()[::60])
+    check_cases(refuse, cases()[::120])
 
 
 @pytest.mark.slow

@@ -42,6 +42,7 @@ def compare_rows(stacked: Path, alone: Path) -> None:
             assert math.isclose(ours[key], value, rel_tol=1e-4, abs_tol=1e-6), (key, ours, theirs)
 
 
+@pytest.mark.slow
 def test_members_are_recorded_as_runs_alone(dlrun: Callable[..., Any], tmp_path: Path) -> None:
     stacked = dlrun(*FOUR, "sweep.stack=on", "sweep.dir=stacked")
     assert stacked.code == 0, stacked.err
@@ -193,6 +194,10 @@ def test_auto_says_what_it_chose(dlrun: Callable[..., Any]) -> None:
     assert "stack" not in dlrun("-m", *MLP, "seed=0,1", "sweep.dry_run=true").out
     refused = dlrun("-m", "data=digits", "model=resnet", "seed=range(4)", "sweep.dry_run=true")
     assert "not stacked: ResNet is no chain of layers" in refused.out
+
+
+@pytest.mark.slow
+def test_auto_says_which_setting_it_cannot_stack(dlrun: Callable[..., Any]) -> None:
     average = dlrun(*FOUR, "trainer.ema_decay=0.9", "sweep.dry_run=true")
     assert "not stacked: trainer.ema_decay" in average.out
 

@@ -24,7 +24,8 @@ def slow_but_with(best: int) -> Callable[..., float]:
     return lambda *_: 1.0 + abs(torch.get_num_threads() - best)
 
 
-@pytest.mark.parametrize("best", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3))])
+@pytest.mark.slow
+@pytest.mark.parametrize("best", [2, 3])
 def test_the_fastest_number_is_taken_and_said_and_the_run_is_the_same(
     best: int, dlrun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,7 +58,7 @@ def unequal_classes(tmp_path: Path, formats: ModuleType) -> dict[str, tuple[str,
     "data",
     [
         "image_folder",
-        "table",
+        pytest.param("table", marks=pytest.mark.slow),
         pytest.param("csv", marks=pytest.mark.slow),
         pytest.param("arrays", marks=pytest.mark.slow),
     ],

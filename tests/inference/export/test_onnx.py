@@ -84,7 +84,8 @@ def test_every_model_answers_as_in_torch(
             torch.testing.assert_close(answers_of_onnx, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("model", ["mlp", pytest.param("gru", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["mlp", "gru"])
 def test_numbers_of_rows_are_free_and_the_file_says_what_it_takes(
     dlrun: Callable, tmp_path: Path, loaded: Callable, model: str
 ) -> None:
