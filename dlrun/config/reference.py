@@ -107,6 +107,7 @@ MEANINGS = {
     "device.channels_last": "keep images in channels-last layout; null: for nets with 2-d convolutions",
     "device.deterministic": "use deterministic algorithms only",
     "device.cuda_graph": "`auto`: start the kernels of a step as one on a GPU, where its shapes allow it; `off`",
+    "device.strategy": "of several processes each holds `ddp`: the whole net; `fsdp2`: its share of it",
     "device.timeout_seconds": "how long one of several processes may keep the others waiting",
     "device.num_threads": "CPU threads; `auto`: the fastest of a few timed steps, taken again on resume",
     "tracking.graph": "log the graph of the model to TensorBoard; null: of the runs that `figures=null` draws",

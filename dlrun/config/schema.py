@@ -176,6 +176,7 @@ class DeviceConfig:
     cuda_graph: str = _choice("auto", "auto", "off")  # a step started as one on CUDA, where its shapes allow it
     channels_last: bool | None = None  # null: for nets with 2-d convolutions
     deterministic: bool = False
+    strategy: str = _choice("ddp", "ddp", "fsdp2")  # what each of several processes holds: the whole net, or a share
     timeout_seconds: float = _positive(600.0)  # so long may one of several processes keep the others waiting
     num_threads: Any = field(default=None, metadata={"number_or": "auto"})  # CPU threads; null: as torch finds best
 

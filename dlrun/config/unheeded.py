@@ -77,7 +77,8 @@ _TRAINING = "it is for training"
 _OF_TRAINING = dict.fromkeys(
     ("trainer", "optimizer", "scheduler", "checkpoint", "tracking", "sweep", "expect", "strict", "probes",
      "preflight", "init_from", "init_map", "resume", "model.init", "model.freeze", "data.shuffle", "data.sampler",
-     "data.drop_last", "device.cuda_graph", "device.compile", "device.timeout_seconds", "run", "logger"),
+     "data.drop_last", "device.cuda_graph", "device.compile", "device.strategy",
+     "device.timeout_seconds", "run", "logger"),
     _TRAINING,
 )  # fmt: skip
 _OF_SAVED_RUNS = {

@@ -26,7 +26,9 @@ _HEEDED_KEYS = {
         "epochs max_steps accumulate_steps grad_clip_norm log_every_steps profile progress early_stopping"
     ),
     schema.EarlyStoppingConfig: "patience min_delta",
-    schema.DeviceConfig: "name index precision tf32 cuda_graph channels_last deterministic timeout_seconds num_threads",
+    schema.DeviceConfig: (
+        "name index precision tf32 cuda_graph channels_last deterministic strategy timeout_seconds num_threads"
+    ),
 }
 _REASONS = {
     "ema_decay": "averaged weights take more than a plain loop",

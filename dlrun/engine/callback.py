@@ -31,8 +31,11 @@ class TrainerView:
 
     @property
     def model(self) -> nn.Module:
-        """The model in training; the tensors of a stack's member are views of the stack's."""
-        return self.state.model
+        """The model in training; the tensors of a stack's member are views of the stack's.
+
+        With device.strategy=fsdp2 each process has its share of every parameter, as a DTensor.
+        """
+        return self.state.training_model
 
     @property
     def optimizer(self) -> Optimizer:

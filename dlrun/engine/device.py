@@ -102,6 +102,7 @@ def choose_device(config: DeviceConfig, ranks: Distributed = SINGLE_PROCESS) -> 
         description += " (auto)" if len(devices) > 1 else " (auto; no GPU found)"
     if ranks.world_size > 1:
         description += f", {ranks.world_size} processes"
+        description += ", fsdp2" if config.strategy == "fsdp2" else ""
     return device, description
 
 

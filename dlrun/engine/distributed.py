@@ -15,6 +15,8 @@ from dlrun.core.errors import DlrunError, RequestError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from dlrun.engine.sharding import ShardedModel
+
 T = TypeVar("T")
 
 # Longest time that rank 0 may read or download data before the others begin.
@@ -103,6 +105,10 @@ class Distributed:
     def wrap_model(self, model: "nn.Module") -> "Callable[..., Tensor]":
         """Return a forward pass whose gradients are averaged over the ranks."""
         return model
+
+    def shard_model(self, model: "nn.Module", has_blocks: bool = True) -> "ShardedModel":
+        """Split a copy of the model over the ranks; `ShardedModel` has the arguments."""
+        raise RuntimeError("one process has nobody to share a model with")
 
     def average_gradients(self, parameters: "Iterable[nn.Parameter]") -> None:
         """Average gradients over the ranks, of parameters outside the model; those that no rank has stay None."""
@@ -241,6 +247,19 @@ class ProcessGroup(Distributed):
         is_fully_used = all(type(module).__module__.startswith(_FULLY_USED_MODULES) for module in model.modules())
         return DistributedDataParallel(model, process_group=self.group, find_unused_parameters=not is_fully_used)
 
+    def shard_model(self, model: "nn.Module", has_blocks: bool = True) -> "ShardedModel":
+        """Split a copy of the model, with the weights of rank 0, as DistributedDataParallel begins with them."""
+        import torch.distributed as dist
+
+        from dlrun.engine.sharding import ShardedModel
+
+        for parameter in model.parameters():
+            contiguous = parameter.detach().contiguous()
+            dist.broadcast(contiguous, src=0, group=self.group)
+            parameter.data.copy_(contiguous)
+        self.broadcast_buffers(model)
+        return ShardedModel(model, self.group, has_blocks)
+
     def average_gradients(self, parameters: "Iterable[nn.Parameter]") -> None:
         """All-reduce the gradients as one tensor, with the number of ranks that have each in front."""
         import torch
@@ -262,7 +281,10 @@ class ProcessGroup(Distributed):
                 p.grad = (average / self.world_size).view_as(p)
 
     def sync_gradients(self, forward: Any, enabled: bool) -> None:
-        """Set what DistributedDataParallel.no_sync sets, without a context around both passes."""
+        """Set what DistributedDataParallel.no_sync sets, without a context around both passes.
+
+        A net of fully_shard does not look at it: it adds up its shares batch by batch, as whole gradients take memory.
+        """
         forward.require_backward_grad_sync = enabled
 
     def any_rank(self, stop: Stop) -> Callable[[], bool]:

@@ -1,5 +1,6 @@
 """Scalars that callbacks and models log while a model trains: the row of an epoch has the mean of each."""
 
+from collections.abc import Callable
 from itertools import chain
 from typing import Any
 
@@ -98,6 +99,10 @@ def _read_number(name: str, value: Tensor | float) -> Tensor | float:
         if value.is_cuda and torch.cuda.is_current_stream_capturing():
             # A recorded step would repeat the kernels and not the call; the steps run eagerly instead.
             raise RuntimeError(f"the model logs {name!r} in its forward pass")
+        # One number made of parameters that are split over the ranks, each of which logs it.
+        gather: Callable[[], Tensor] | None = getattr(value, "full_tensor", None)
+        if gather is not None:
+            value = gather()
         # A copy: whoever logs may change the tensor afterwards.
         return widen(value.detach()).reshape(()).clone()
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from numbers import Number
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ from dlrun.engine.logged_values import LoggedValues
 from dlrun.engine.objective import MetricAccumulator, Objective
 from dlrun.engine.optim.ema import ExponentialMovingAverage
 from dlrun.engine.optim.schedule import Schedule
+
+if TYPE_CHECKING:
+    from dlrun.engine.sharding import ShardedModel
 
 # Key of a saved state: names of the buffers that the model created in its forward pass.
 MADE_BUFFERS = "made_buffers"
@@ -141,6 +144,8 @@ class TrainState:
     compute_auxiliary_loss: Callable[[], Tensor] | None = field(init=False)
     # The model's forward pass in training; its gradients are averaged over the ranks.
     forward: Callable[..., Tensor] = field(init=False)
+    # The copy of the model that trains where device.strategy=fsdp2 splits it; `model` is whole, and for all else.
+    sharded: "ShardedModel | None" = field(default=None, init=False)
     # Step and loss, on the device, since `check_finite` last read them.
     recent_losses: list[tuple[int, Tensor]] = field(default_factory=list)
     # Of the last step that was clipped or measured.
@@ -156,8 +161,10 @@ class TrainState:
         self.built_buffers = BuiltBuffers(self.model)
 
     def list_parameters(self) -> list[nn.Parameter]:
-        """Parameters of the model, and of a loss that is a module."""
-        parameters = list(self.model.parameters())
+        """Parameters of the model in training, and of a loss that is a module."""
+        parameters: list[Any] = list(self.model.parameters())
+        if self.sharded is not None:
+            parameters = list(self.sharded.weights.shards)
         if self.objective.loss_module is not None:
             parameters += self.objective.loss_module.parameters()
         return parameters
@@ -169,7 +176,58 @@ class TrainState:
         """
         ranks.set_timeout(timeout_seconds)
         self.ranks = ranks
-        self.forward = ranks.wrap_model(self.model)
+
+    def wrap_model(self) -> None:
+        """Let each rank train the whole model, on its share of the rows."""
+        self.forward = self.ranks.wrap_model(self.model)
+
+    def shard_model(self, has_blocks: bool) -> None:
+        """Let each rank train its share of the model, too; has_blocks: see `ShardedModel`. A collective call."""
+        sharded = self.ranks.shard_model(self.model, has_blocks)
+        sharded.adopt(self.optimizer)
+        if self.ema is not None:
+            self.ema.shard(sharded)
+        self.sharded = sharded
+        self.forward = sharded.training
+        self.compute_model_metrics = _get_method(sharded.training, "training_metrics")
+        self.compute_auxiliary_loss = _get_method(sharded.training, "auxiliary_loss")
+
+    def leave_shards(self) -> None:
+        """After the training: every rank has the whole model, with the final weights. A collective call."""
+        if self.sharded is None:
+            return
+        self.gather()
+        self.sharded = None
+        self.forward = self.model
+
+    def gather(self) -> None:
+        """Bring the whole model, and the average, up to date where training splits them. A collective call."""
+        if self.sharded is not None:
+            self.sharded.gather()
+            if self.ema is not None:
+                self.ema.gather()
+
+    def release(self) -> None:
+        """Give back the memory of the whole model, and the average, where training splits them."""
+        if self.sharded is not None:
+            self.sharded.weights.release()
+            if self.ema is not None:
+                self.ema.release()
+
+    @contextmanager
+    def keep_whole(self) -> Iterator[None]:
+        """Inside, the model has the values of the training. A collective call where training splits it."""
+        is_released = self.sharded is not None and not self.sharded.weights.is_gathered
+        if is_released:
+            self.gather()
+        yield
+        if is_released:
+            self.release()
+
+    @property
+    def training_model(self) -> nn.Module:
+        """The model that the training changes: itself, or its copy that is split over the ranks."""
+        return self.model if self.sharded is None else self.sharded.training
 
     @property
     def is_done(self) -> bool:
@@ -261,7 +319,10 @@ class TrainState:
                 progress.first_loss = loss
 
     def state_dict(self) -> dict[str, Any]:
-        """The state as tensors and plain Python; RunError instead after a loss that is not finite."""
+        """The state as tensors and plain Python; RunError instead after a loss that is not finite.
+
+        A collective call where training splits the model; the state is rank 0's, and of the others a part.
+        """
         # Reads first_loss, which is part of the state.
         self.check_finite()
 
@@ -272,7 +333,7 @@ class TrainState:
             state["loss"] = loss_state
         if self.objective.class_weights is not None:
             state["class_weights"] = list(self.objective.class_weights)
-        state["optimizer"] = self.optimizer.state_dict()
+        state["optimizer"] = self._get_optimizer_state()
         state["scheduler"] = self.schedule.state_dict()
         state["scaler"] = self.scaler.state_dict()
 
@@ -282,8 +343,13 @@ class TrainState:
         state["early_stopping"] = early_stopping
         if self.callbacks:
             # A callback may freeze and unfreeze parameters as the training continues.
-            state["frozen"] = [name for name, p in self.model.named_parameters() if not p.requires_grad]
+            state["frozen"] = [name for name, p in self.training_model.named_parameters() if not p.requires_grad]
         return state | self.get_local_state()
+
+    def _get_optimizer_state(self) -> dict[str, Any]:
+        if self.sharded is None:
+            return self.optimizer.state_dict()
+        return self.sharded.gather_optimizer_state(self.optimizer, is_kept=self.ranks.rank == 0)
 
     def get_local_state(self) -> dict[str, Any]:
         """The part of the state that each rank has of its own: sums of the current epoch, and users' callbacks."""
@@ -313,6 +379,8 @@ class TrainState:
         load_weights(self.model, state["model"])
         if self.ema is not None and "ema" in state:
             self.ema.load_state_dict(state["ema"], created)
+        if self.sharded is not None:
+            self.sharded.scatter()
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """The inverse of `state_dict`, in place; CheckpointError if the state does not fit this run."""
@@ -354,8 +422,11 @@ class TrainState:
         own_state = rank_states[0] if rank_states else state
         self.resumed_callbacks = own_state.get("callbacks", {})
         if "frozen" in state:
-            for name, parameter in self.model.named_parameters():
-                parameter.requires_grad_(name not in state["frozen"])
+            for model in dict.fromkeys((self.model, self.training_model)):
+                for name, parameter in model.named_parameters():
+                    parameter.requires_grad_(name not in state["frozen"])
+            if self.sharded is not None:
+                self.sharded.note_trainable()
 
     @contextmanager
     def keep_resumed_state(self) -> Iterator[None]:
@@ -384,6 +455,8 @@ class TrainState:
     def _load_optimizer(self, state: dict[str, Any]) -> None:
         # torch loads any values into a group: a damaged file would be noticed only when training.
         expected_kinds = [_get_setting_kinds(group) for group in self.optimizer.param_groups]
+        if self.sharded is not None:
+            state = self.sharded.split_optimizer_state(self.optimizer, state)
         load_optimizer_state(self.optimizer, state)
 
         for expected, group in zip(expected_kinds, self.optimizer.param_groups, strict=True):

@@ -48,7 +48,9 @@ class Trainer(TrainerView):
         self.user_callbacks = user_callbacks
         self.stop_requested = stop_requested
         self.forward: ForwardPass = compute_outputs_and_loss
-        self.callbacks = self.arrange([*user_callbacks, BestEpoch(), *callbacks])
+        # What callbacks of the user have changed is to be in what others record.
+        gathering = [Gathering()] if user_callbacks and state.sharded is not None else []
+        self.callbacks = self.arrange([*user_callbacks, *gathering, BestEpoch(), *callbacks])
 
     def arrange(self, callbacks: Sequence[Callback]) -> CallbackList:
         """The callbacks as this trainer calls them."""
@@ -123,7 +125,10 @@ class Trainer(TrainerView):
         """Train the rest of the current epoch, or of the steps; returns False if a stop request cut it short."""
         state = self.state
         progress = state.progress
-        state.model.train()
+        state.release()
+        state.training_model.train()
+        if state.sharded is not None:
+            state.sharded.check_trainable()
         set_loss_mode(state.objective, training=True)
         needs_closure = requires_closure(state.optimizer)
         batches = self.load_epoch()
@@ -195,11 +200,13 @@ class Trainer(TrainerView):
         state.totals = state.objective.new_accumulator()
 
         # Batch norm statistics differ between ranks; all evaluate with those of rank 0.
-        state.ranks.broadcast_buffers(state.model)
+        state.ranks.broadcast_buffers(state.training_model)
         if state.ema is not None:
             state.ranks.broadcast_buffers(state.ema.model)
         if state.objective.loss_module is not None:
             state.ranks.broadcast_buffers(state.objective.loss_module)
+
+        state.gather()
 
         if state.val is not None:
             self.row |= self.evaluate(state.val, "val")
@@ -218,6 +225,14 @@ class Trainer(TrainerView):
     def evaluate(self, batches: Batches, split: str) -> dict[str, float]:
         """Metrics of a split at the end of an epoch."""
         return evaluate_split(self.state, batches, split)
+
+
+class Gathering(Callback):
+    """Brings the whole model up to date after an epoch, where training splits it over the ranks."""
+
+    def on_epoch_end(self, trainer: TrainerView, row: dict[str, float]) -> None:
+        """Gather the weights once more."""
+        trainer.state.gather()
 
 
 def evaluate_split(
@@ -247,7 +262,10 @@ def compute_outputs_and_loss(state: TrainState, inputs: tuple[Tensor, ...], targ
         outputs = state.forward(*inputs)
         loss = state.objective.compute_loss(outputs, targets)
         if state.compute_auxiliary_loss is not None:
-            loss = loss + state.compute_auxiliary_loss()
+            auxiliary_loss = state.compute_auxiliary_loss()
+            if state.sharded is not None:
+                state.sharded.refuse_shards(auxiliary_loss)
+            loss = loss + auxiliary_loss
     return outputs, loss
 
 
@@ -290,7 +308,8 @@ def backward(
     if state.stop_rules.grad_clip_norm is not None:
         state.scaler.unscale_(state.optimizer)
         parameters = state.list_parameters()
-        state.grad_norm = nn.utils.clip_grad_norm_(parameters, state.stop_rules.grad_clip_norm)
+        norm = nn.utils.clip_grad_norm_(parameters, state.stop_rules.grad_clip_norm)
+        state.grad_norm = norm if state.sharded is None else state.sharded.gather_norm(norm)
 
     return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
@@ -341,7 +360,8 @@ def measure_step(state: TrainState, records: StepRecords) -> dict[str, float]:
     state.check_finite()
     if state.stop_rules.grad_clip_norm is None:
         gradients = [p.grad for p in state.list_parameters() if p.grad is not None]
-        state.grad_norm = nn.utils.get_total_norm(gradients)
+        total = nn.utils.get_total_norm(gradients)
+        state.grad_norm = total if state.sharded is None else state.sharded.gather_norm(total)
 
     weights = [float(state.objective.count_targets(targets)) for _, targets, _ in records]
     losses = [float(loss) for _, _, loss in records]

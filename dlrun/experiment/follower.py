@@ -23,8 +23,11 @@ class StateSender(CheckpointManager):
     """Writes no file, but sends the state of this rank whenever rank 0 saves."""
 
     def begin_save(self, state: TrainState, row: dict[str, float]) -> None:
-        """Send the state to rank 0."""
-        gather_rank_states(state)
+        """Send the state to rank 0: that of this rank, and its share of the model where training splits that."""
+        with state.keep_whole():
+            gather_rank_states(state)
+            if state.sharded is not None:
+                state.state_dict()
 
     def save_partial_best(self) -> None:
         """Leave it to rank 0."""
@@ -66,7 +69,7 @@ def follow(request: Request, context: RunContext, stack: contextlib.ExitStack) -
     """Train and evaluate in step with rank 0; returns the exit code."""
     ranks = context.runtime.ranks
     keys = context.settings.checkpoint
-    context.state.join(ranks, context.settings.device.timeout_seconds)
+    run.join_ranks(request, context)
     resumed = run.restore_checkpoint(request, context)
     seed_or_restore_generators(ranks, context.settings.seed, resumed)
     if context.runtime.compile:
@@ -75,6 +78,7 @@ def follow(request: Request, context: RunContext, stack: contextlib.ExitStack) -
     stop_requested = stack.enter_context(signals.catch_signals(quiet=True))
     sender = StateSender(Path(), {}, keys.every_epochs, keys.every_steps, keys.keep, every_seconds=keys.every_seconds)
     status = Trainer(context.state, [sender], ranks.any_rank(stop_requested), context.user_callbacks).fit()
+    context.state.leave_shards()
     if status != "interrupted":
         run.evaluate_best_weights(context, None)
     return signals.get_signal_exit_code(stop_requested.signal_number) if stop_requested() else 0

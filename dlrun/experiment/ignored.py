@@ -238,6 +238,7 @@ def _explain_device(context: RunContext) -> dict[str, str]:
     if device != "cuda":
         reasons["device.cuda_graph"] = f"it is for cuda, and this is {device}"
     if context.runtime.ranks.world_size == 1:
+        reasons["device.strategy"] = "there is one process only"
         reasons["device.timeout_seconds"] = "there is one process only"
     if context.splits.spec.kind != "image":
         reasons["device.channels_last"] = "it is for images"

@@ -27,7 +27,7 @@ from dlrun.engine.device import is_out_of_memory
 from dlrun.engine.distributed import Distributed, join_processes
 from dlrun.engine.metric_names import select_metrics
 from dlrun.engine.trainer import Trainer, evaluate_split
-from dlrun.experiment import ignored, resume, simple_models, sources
+from dlrun.experiment import ignored, resume, sharding, simple_models, sources
 from dlrun.experiment import result as results
 from dlrun.experiment.callbacks import evolution
 from dlrun.experiment.callbacks.diagnostics import Diagnostics
@@ -75,7 +75,7 @@ def run(request: Request, console: Console | None = None, pruner: Pruner | None 
         folder: Path | None = None
 
         try:
-            context.state.join(ranks, context.settings.device.timeout_seconds)
+            join_ranks(request, context)
             note = make_note_writer(context, console)
             resumed = restore_checkpoint(request, context)
             accelerate(context, note)
@@ -111,6 +111,7 @@ def run(request: Request, console: Console | None = None, pruner: Pruner | None 
                 is_pruned = pruner is not None and pruner.is_pruned and not context.state.is_finished
                 with progress.show():
                     status = "pruned" if is_pruned else trainer.fit()
+                    context.state.leave_shards()
                 if pruner is not None:
                     status = pruner.name_status(status)
                 # Notes up to here have been shown.
@@ -161,6 +162,18 @@ def prepare_run(
 
     add_notes(context, request)
     return context
+
+
+def join_ranks(request: Request, context: RunContext) -> None:
+    """Train together with the other processes from here on, as device.strategy has it. A collective call."""
+    state = context.state
+    keys = context.settings.device
+    ranks = context.runtime.ranks
+    state.join(ranks, keys.timeout_seconds)
+    if sharding.is_sharded(context.settings, ranks.world_size):
+        state.shard_model(sharding.choose_blocks(context, request.trusted_modules))
+    else:
+        state.wrap_model()
 
 
 def add_notes(context: RunContext, request: Request) -> None:
@@ -598,7 +611,8 @@ def record_failure(
     message = explain_failure(error, context, folder / "run.log")
     # Where another rank failed first, its message tells more.
     message = context.runtime.ranks.explain_failure(error, message)
-    weights_sha256 = checkpoint.hash_weights(context.state.model)
+    # The other processes, which have their shares of the model, may be gone.
+    weights_sha256 = "" if context.state.sharded is not None else checkpoint.hash_weights(context.state.model)
     result = results.collect_result(context, folder, "failed", {}, weights_sha256, error=message)
     with unsaved.tolerate(RESULT, again=False):
         write_json(folder / RESULT, result)

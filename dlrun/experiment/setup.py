@@ -34,7 +34,7 @@ from dlrun.engine.optim.ema import ExponentialMovingAverage
 from dlrun.engine.optim.schedule import Schedule
 from dlrun.engine.preserve import preserve_state, restore_attributes
 from dlrun.engine.state import TrainState
-from dlrun.experiment import probes, result
+from dlrun.experiment import probes, result, sharding
 from dlrun.experiment.builder import build, data_cache, objectives, transfer
 from dlrun.experiment.builder.balance import find_balance_notes
 from dlrun.experiment.builder.callbacks import build_callbacks
@@ -129,6 +129,8 @@ def _build_context(
     batches = build.build_batches(settings, splits, model, process)
     problems.collect(_check_mixing, splits.mixing, objective)
     state = _build_train_state(settings, process, objective, model, batches, splits.mixing, trusted_modules, problems)
+    if sharding.is_sharded(settings, process.ranks.world_size):
+        problems.collect(sharding.refuse_unsupported, settings, state)
     callbacks = problems.collect(build_callbacks, settings, trusted_modules) or {}
     state.callbacks = callbacks
     if not problems.errors:

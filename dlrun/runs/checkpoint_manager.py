@@ -260,6 +260,11 @@ class CheckpointManager(Callback):
         cpu_start = time.thread_time()
         self.due_count += 1
         # A collective call: each rank takes part, whether or not the disk accepts the file.
+        with state.keep_whole():
+            self._begin_save(state, row, cpu_start)
+        self.seconds += time.perf_counter() - start
+
+    def _begin_save(self, state: TrainState, row: dict[str, float], cpu_start: float) -> None:
         rank_states = gather_rank_states(state)
         # Never a second one in flight.
         self._collect()
@@ -278,7 +283,6 @@ class CheckpointManager(Callback):
         if is_examined and self.examine is not None and pending.is_complete:
             with self.disk_problems.tolerate("the checkpoint"):
                 self.examine(pending.stored_state or load(pending.file))
-        self.seconds += time.perf_counter() - start
 
     def _take_copy(self, state: TrainState, row: dict[str, float], rank_states: list[dict[str, Any]]) -> _Pending:
         progress = state.progress

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -90,44 +89,6 @@ def torchrun(tmp_path: Path, warm: Any) -> Callable[..., "subprocess.CompletedPr
         return subprocess.CompletedProcess(words, code, process.out, process.err)
 
     return run
-
-
-@pytest.fixture
-def ranks(warm: Any, tmp_path: Path) -> Callable[..., Any]:
-    """`ranks(count, *words)`: so many warm processes with the variables of torchrun; what process 0 said.
-
-    `start` is what Python is told to run. The exit code is the first that is not 0. A process that is left when the
-    others have failed is killed.
-    """
-
-    def run(count: int, *words: str, start: tuple[str, ...] = ("-m", "dlrun")) -> Any:
-        port = str(free_port())
-        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count)}
-        processes = []
-        for number in range(count):
-            own = {"RANK": str(number), "LOCAL_RANK": str(number), "LOCAL_WORLD_SIZE": str(count)}
-            processes.append(warm.start(*start, *words, cwd=tmp_path, env={**os.environ, **where, **own}))
-        try:
-            while all(process.poll() in (None, 0) for process in processes):
-                if all(process.poll() == 0 for process in processes):
-                    break
-                time.sleep(0.01)
-            if processes[0].poll() is None:
-                processes[0].wait(300)
-        finally:
-            for process in processes:
-                process.kill()
-        codes = [process.wait(300) for process in processes]
-        code = next((code for code in codes if code), 0)
-        return subprocess.CompletedProcess(words, code, processes[0].out, "".join(p.err for p in processes))
-
-    return run
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def start_run(count: int, *words: str) -> list[str]:
@@ -588,7 +549,7 @@ def second_of(parent: int) -> int:
 
 @pytest.mark.slow
 def test_two_machines_make_one_run_in_the_folder_of_the_first(
-    tmp_path: Path, dlrun: Callable[..., Any], warm: Any
+    tmp_path: Path, dlrun: Callable[..., Any], warm: Any, free_port: Callable[[], int]
 ) -> None:
     """Two launchers on this machine, each in a working directory of its own."""
     port = free_port()

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,9 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from dlrun.data.files.tensors import load_weights
 from dlrun.engine.forward_buffers import BuiltBuffers
 from dlrun.engine.object_state import duplicate
+
+if TYPE_CHECKING:
+    from dlrun.engine.sharding import ShardedModel, ShardedWeights
 
 
 class ExponentialMovingAverage:
@@ -31,6 +34,8 @@ class ExponentialMovingAverage:
         self._steps: int | Tensor = 0
         self._modules = list(zip(self._model.modules(), model.modules(), strict=True))
         self._average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        # Where the followed model is split over the ranks, so is the average.
+        self._sharded: ShardedWeights | None = None
         optimizer.register_step_post_hook(lambda stepped, *_: self.update(getattr(stepped, "found_inf", None)))
 
     @property
@@ -55,6 +60,10 @@ class ExponentialMovingAverage:
         """
         averaged: list[Tensor] = list(self._model.parameters())
         current: list[Tensor] = list(self.followed.parameters())
+        if self._sharded is not None:
+            # Number by number, so that the ranks need not talk.
+            averaged = self._sharded.list_local()
+            current = self._followed.list_local()
 
         if skipped is not None or isinstance(self._steps, Tensor):
             self._update_unless(skipped, averaged, current)
@@ -117,3 +126,22 @@ class ExponentialMovingAverage:
         self._steps = int(state["steps"])
         self.built.fit(state["model"], created_buffers)
         load_weights(self._model, state["model"])
+        if self._sharded is not None:
+            self._sharded.scatter()
+
+    def shard(self, followed: "ShardedModel") -> None:
+        """Average the shards of the model from now on."""
+        from dlrun.engine.sharding import ShardedWeights
+
+        self._followed = followed.weights
+        self._sharded = ShardedWeights(self._model, [shard.detach().clone() for shard in self._followed.shards])
+
+    def gather(self) -> None:
+        """Give `model` the average of all shards. A collective call."""
+        if self._sharded is not None:
+            self._sharded.gather()
+
+    def release(self) -> None:
+        """Give back the memory of `model`, until it is gathered again."""
+        if self._sharded is not None:
+            self._sharded.release()
