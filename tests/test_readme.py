@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory, warm: Any) -> dict[str
 
 
 @pytest.fixture(scope="module")
-def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def reader(tmp_path_factory: pytest.TempPathFactory, formats: ModuleType) -> Path:
     """What the README's reader has: its own module and config folder (shown there), a table, pictures."""
     work = tmp_path_factory.mktemp("reader")
     for name, body in re.findall(r"```(?:python|yaml)\n# ([\w./]+)\n(.*?)```", TEXT, re.DOTALL):
@@ -89,6 +90,14 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
         picture.save(work / path)
     rows = "".join(f"{name}/{i}.png,{name}\n" for name in "ab" for i in range(4))
     (work / "photos_by_class" / "labels.csv").write_text(rows)
+    pictures, labels = formats.read_digits(40)
+    for number, name in enumerate(("train-000", "train-001", "test-000")):
+        members = {
+            str(i): {"png": pictures[i], "cls": b"%d" % labels[i], "json": b'{"label": "d%d"}' % labels[i]}
+            for i in range(0 if number == 2 else number * 20, number * 20 + 20 if number < 2 else 40)
+        }
+        formats.write_shard(work / "shards" / f"{name}.tar", members)
+    formats.write_digits_as_parquet(work / "fruit" / "train.parquet", rows=40)
     return work
 
 
@@ -139,6 +148,9 @@ def skip_reason(command: str) -> str | None:
         return None if torch.cuda.is_available() else "no CUDA device here"
     if "model=timm" in command and importlib.util.find_spec("timm") is None:
         return "timm is not installed: dlrun[timm]"
+    for option, library in (("webdataset", "webdataset"), ("huggingface", "datasets")):
+        if f"data={option}" in command and importlib.util.find_spec(library) is None:
+            return f"{library} is not installed: dlrun[{option}]"
     if re.search(r"mnist|data=names|data=diabetes", command) and not os.environ.get("DLRUN_DATA_DIR"):
         return "DLRUN_DATA_DIR is not set: no real data here"
     if re.search(r"sweep.engine=(ray|slurm)", command):

@@ -401,9 +401,7 @@ def _select(dataset: Any, column: str, label: str, name: str) -> Any:
 
 def _read_column(dataset: Any, label: str) -> list[Any]:
     # Alone, so that no picture is read.
-    values = dataset.select_columns([label])[:][label]
-    names = getattr(dataset.features[label], "names", None)
-    return [names[value] if names and isinstance(value, int) and value >= 0 else value for value in values]
+    return list(dataset.select_columns([label])[:][label])
 
 
 def _describe(

@@ -4,7 +4,7 @@ import io
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -153,7 +153,7 @@ def webdataset(
     check_pixel_range(options.pixel_range)
     if order == "shards" and in_memory is None:
         # The order is for reading.
-        options = PictureOptions(**{**vars(options), "in_memory": False})
+        options = replace(options, in_memory=False)
 
     shards = find_shards(path, val_path, test_path)
     parts = {part: read_samples(paths, Path(root).expanduser() / "shard-indices") for part, paths in shards.items()}

@@ -74,6 +74,18 @@ def test_splits_by_name_and_drawn(folder, tmp_path):
     assert len(one.test) == 16
 
 
+def test_a_split_whose_classes_are_secret_is_left_out(tmp_path):
+    pictures, labels = read_digits(20)
+    rows = {"image": [{"bytes": picture, "path": None} for picture in pictures], "label": labels}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(10)})
+    train = datasets.Dataset.from_dict(rows, features=features)
+    test = datasets.Dataset.from_dict({**rows, "label": [-1] * 20}, features=features)
+    datasets.DatasetDict(train=train, test=test).save_to_disk(tmp_path / "set")
+    splits = read(tmp_path / "set", in_memory=False)
+    assert (len(splits.train), len(splits.test)) == (10, 10)
+    assert splits.notes[0] == f"{tmp_path / 'set'}: the split test has no classes, and was not read."
+
+
 def test_a_cached_set_by_its_name(folder, tmp_path, monkeypatch):
     datasets.load_dataset("parquet", data_files=str(folder / "train-00000-of-00001.parquet"))
     (version,) = (tmp_path / "cache" / "parquet").glob("*/*/*[0-9a-f]")

@@ -89,6 +89,22 @@ def test_a_shard_is_indexed_once_and_again_when_it_changes(digits, monkeypatch):
     assert 4 <= len(built) <= 5
 
 
+def test_rows_know_their_shard_where_they_are_read_by_shard(digits):
+    by_shard = read(digits, order="shards").train
+    assert isinstance(by_shard, Pictures)
+    names = [by_shard.origin.get_source(row).partition(":")[0] for row in range(len(by_shard))]
+    assert [names.index(name) for name in names] == [by_shard.blocks.tolist().index(block) for block in by_shard.blocks]
+    assert read(digits, in_memory=False).train.blocks is None
+
+
+def test_a_shard_that_is_cut_off_during_a_run_is_told(digits):
+    train = read(digits, in_memory=False, test_fraction=0.0).train
+    whole = (digits / "digits-002.tar").read_bytes()
+    (digits / "digits-002.tar").write_bytes(whole[:9000])
+    with pytest.raises(DataError, match=r"digits-002\.tar was cut off since its run began"):
+        train[95]
+
+
 def test_parts_by_name_and_by_key(tmp_path):
     for name in ("imagenet-train-0.tar", "imagenet-val-0.tar", "x/test-0.tar"):
         write_shard(tmp_path / name, {"a": {"png": b"", "cls": b"0"}})
