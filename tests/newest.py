@@ -4,6 +4,7 @@ Takes the environment that it runs in, which holds the pinned set of constraints
 only those packages which differ, so that torch is not installed twice. Where none differs there is nothing to test.
 
 python tests/newest.py FOLDER [ARGUMENTS OF PYTEST]      FOLDER: where the environment is made
+python tests/newest.py FOLDER --prepare      only make it, beside other work; the next call takes it as it is
 """
 
 import json
@@ -18,6 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+PREPARED = "prepared.json"
 EXTRAS = ("export", "metrics", "search")  # with what users install; the tools of the tests stay as they are pinned
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet")
 
@@ -56,10 +58,33 @@ def overlay(folder: Path, packages: dict[str, str]) -> Path:
     return python
 
 
+def prepare(folder: Path) -> None:
+    """Make the environment, and note what is in it."""
+    packages = find_newer()
+    if packages:
+        overlay(folder, packages)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / PREPARED).write_text(json.dumps(packages))
+
+
+def take_prepared(folder: Path) -> dict[str, str] | None:
+    """The packages of an environment that was prepared, once: later there may be newer ones."""
+    file = folder / PREPARED
+    if not file.exists():
+        return None
+    packages = json.loads(file.read_text())
+    file.unlink()
+    return dict(packages)
+
+
 def main() -> int:
     """Say what differs, and test with it; returns pytest's exit code."""
     folder, *arguments = sys.argv[1:]
-    packages = find_newer()
+    if arguments == ["--prepare"]:
+        prepare(Path(folder))
+        return 0
+    prepared = take_prepared(Path(folder))
+    packages = find_newer() if prepared is None else prepared
     if not packages:
         print("nothing to test: the newest versions that pyproject.toml allows are those of tests/constraints.txt")
         return 0
@@ -67,7 +92,7 @@ def main() -> int:
     for name, number in packages.items():
         print(f"  {name} {get_installed_version(name)} -> {number}")
     sys.stdout.flush()
-    python = overlay(Path(folder), packages)
+    python = overlay(Path(folder), packages) if prepared is None else Path(folder) / "bin" / "python"
     code = "import sys; from importlib.metadata import version; print(*(f'{n} {version(n)}' for n in sys.argv[1:]))"
     tested = subprocess.run([str(python), "-c", code, *packages], capture_output=True, text=True, check=True)
     assert tested.stdout.split() == [word for item in packages.items() for word in item], tested.stdout

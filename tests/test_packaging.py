@@ -111,6 +111,29 @@ def test_with_the_newest_versions_a_failing_test_fails_it(
     assert "-m pytest -n 2" in out
 
 
+def test_an_environment_that_was_prepared_is_tested_once(
+    newest: ModuleType, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "newest"
+    calls = []
+
+    def make(folder: Path, packages: dict[str, str]) -> Path:
+        calls.append(packages)
+        python = folder / "bin" / "python"
+        python.parent.mkdir(parents=True, exist_ok=True)
+        python.write_text('#!/bin/sh\n[ "$1" = -c ] && echo pooch 99.1 && exit\necho "$@"\n')
+        python.chmod(0o755)
+        return python
+
+    monkeypatch.setattr(newest, "find_newer", lambda: {"pooch": "99.1"})
+    monkeypatch.setattr(newest, "overlay", make)
+    for words, count in ((["--prepare"], 1), (["-n", "2"], 1), (["-n", "2"], 2)):
+        monkeypatch.setattr(sys, "argv", ["newest.py", str(folder), *words])
+        assert newest.main() == 0
+        assert len(calls) == count
+        assert ("-m pytest -n 2" in capfd.readouterr().out) == (words != ["--prepare"])
+
+
 def test_constraints_name_no_address_and_cover_the_dependencies() -> None:
     import tomllib
 
