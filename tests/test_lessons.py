@@ -22,7 +22,7 @@ CUT = {
         "sweep.points=['model=linear seed=0',"
         "'model=gru model.hidden_size=32 model.layers=1 model.bidirectional=false seed=0']",
     ),
-    "diabetes": ("trainer.epochs=20",),
+    "diabetes": ("trainer.epochs=10",),
     "diabetes_relu": ("trainer.epochs=40",),
     "logistic_regression": ("sweep.points=['seed=0']",),
     "optimizer_race": ("trainer.epochs=6", "trainer.log_every_steps=50"),

@@ -169,7 +169,9 @@ class Process:
     def send_signal(self, number: int) -> None:
         """Send a signal, unless it is known to have ended."""
         if self.poll() is None:
-            os.kill(self.pid, number)
+            # It may have ended just now, and its exit status be on its way.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         """End it at once."""

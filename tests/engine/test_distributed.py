@@ -200,10 +200,10 @@ def test_callbacks_log_the_mean_over_the_processes_and_each_gets_its_own_state_b
 
 WITHOUT_COMPILER = """
 import sys
-import torch._dynamo.config
+import torch
 from dlrun.cli.main import main
 
-torch._dynamo.config.disable = True
+torch.nn.Module.compile = lambda self: None
 sys.exit(main())
 """
 
@@ -519,16 +519,48 @@ def test_a_wrong_request_is_said_once_and_writes_nothing(
     assert torchrun(2, "--help").stdout.startswith("Usage: dlrun")
 
 
+WAITING = """
+import signal
+import time
+from pathlib import Path
+import dlrun
+
+
+class Waiting(dlrun.Callback):
+    def on_fit_start(self, trainer):
+        handle = signal.getsignal(signal.SIGTERM)
+
+        def note(*arguments):
+            Path("arrived").touch()
+            handle(*arguments)
+
+        signal.signal(signal.SIGTERM, note)
+
+    def on_step_end(self, trainer):
+        # Until the signal of the test has arrived.
+        if trainer.step in (5, 12):
+            Path(f"step {trainer.step}").touch()
+            while not Path("arrived").exists():
+                time.sleep(0.01)
+"""
+
+
 @pytest.mark.slow
 def test_a_signal_stops_all_in_the_same_step(tmp_path: Path, ranks: Callable[..., Any], warm: Any) -> None:
     """Sent to the second process alone, then to torchrun, which hands it on; the run continues to the same weights."""
-    words = (*WORDS, "data.batch_size=4", "trainer.epochs=20", "trainer.ema_decay=0.5")
+    (tmp_path / "waiting.py").write_text(WAITING)
+    words = (*WORDS, "data.batch_size=10", "trainer.epochs=3", "trainer.ema_decay=0.5")
+    words = (*words, "+callbacks.w._target_=waiting.Waiting")
+    arrived = tmp_path / "arrived"
+    arrived.touch()
     assert ranks(2, *words, "hydra.run.dir=whole").returncode == 0
-    last = tmp_path / "run" / "checkpoints" / "last.pt"
-    for who in ("one", "all"):
-        before = last.stat().st_mtime_ns if last.exists() else 0
+    for path in tmp_path.glob("step *"):
+        path.unlink()
+
+    for who, step in (("one", 5), ("all", 12)):
+        arrived.unlink()
         process = warm.start_torchrun(*start_run(2, *words, "resume=auto", "hydra.run.dir=run"), cwd=tmp_path)
-        while not last.exists() or last.stat().st_mtime_ns == before:
+        while not (tmp_path / f"step {step}").exists():
             assert process.poll() is None, process.err
             time.sleep(0.02)
         os.kill(second_of(process.pid) if who == "one" else process.pid, signal.SIGTERM)

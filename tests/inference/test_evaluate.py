@@ -4,8 +4,6 @@ import csv
 import json
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,23 +50,31 @@ def train(dlrun: Callable, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_a_new_process_opens_the_full_model_without_dlrun_and_eval_reproduces_the_recorded_metrics(
-    trained_run: Path, tmp_path: Path
+    trained_run: Path, python: Callable[..., Any]
 ) -> None:
-    code = (
-        "import json, sys, torch\n"
+    opening = (
+        "import sys\n"
+        "for name in [name for name in sys.modules if name.partition('.')[0] in ('dlrun', 'hydra', 'omegaconf')]:\n"
+        "    del sys.modules[name]\n"
+        "import torch\n"
         "model = torch.load(sys.argv[1] + '/checkpoints/model.pt', weights_only=False)\n"
         "assert model(torch.zeros(3, 1, 28, 28)).shape == (3, 10)\n"
         "best = torch.load(sys.argv[1] + '/checkpoints/best.pt', weights_only=True)['model']\n"
         "assert all(torch.equal(v, best[k]) for k, v in model.state_dict().items())\n"
         "assert 'hydra' not in sys.modules and 'omegaconf' not in sys.modules\n"
+    )
+    evaluating = (
+        "import json, sys\n"
         "from dlrun.inference import evaluate as evaluation\n"
         "found = evaluation.evaluate([*sys.argv[1:], 'figures=false'])\n"
         "recorded = json.load(open(sys.argv[1] + '/result.json'))['metrics']\n"
         "assert len(found) == 4 and all(recorded[k] == v for k, v in found.items()), (found, recorded)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(trained_run)], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    cells = table(done.stdout)
+    opened = python("-c", opening, str(trained_run))
+    assert opened.code == 0, opened.err
+    done = python("-c", evaluating, str(trained_run))
+    assert done.code == 0, done.err
+    cells = table(done.out)
     assert all(now == recorded for now, recorded, _ in cells.values())
 
 

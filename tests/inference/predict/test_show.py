@@ -1,4 +1,4 @@
-"""Digits of three fonts, drawn in three sizes at four places in both polarities: a net trained on MNIST reads them."""
+"""Digits of three fonts, drawn in three sizes at two places in both polarities: a net trained on MNIST reads them."""
 
 import json
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import pytest
 
 FONTS = ("DejaVuSans", "DejaVuSerif", "DejaVuSansMono")
 SIZES = (20, 40, 90)
-PLACES = ((0.1, 0.1), (0.5, 0.05), (0.05, 0.3), (0.45, 0.35))  # of the side, where the digit's cell begins
+PLACES = ((0.1, 0.1), (0.45, 0.35))  # of the side, where the digit's cell begins
 
 
 def draw_all(draw: Callable, folder: Path) -> int:
@@ -30,14 +30,15 @@ def draw_all(draw: Callable, folder: Path) -> int:
 def test_digits_of_fonts_are_read_by_a_net_trained_on_mnist(
     dlrun: Callable, draw: Callable, real_data: Path, tmp_path: Path
 ) -> None:
-    """One seed and one epoch, so below the figures that the README reports for ten."""
-    assert draw_all(draw, tmp_path / "digits") == 720
-    quick = ("trainer.epochs=1", "tracking.graph=false", "figures=false", "expect=[]", "hydra.run.dir=run")
-    assert dlrun("lesson=resnet_mnist", *quick).code == 0
+    """A small net and a few of the rows, so below the figures that the README reports."""
+    assert draw_all(draw, tmp_path / "digits") == 360
+    quick = ("trainer.epochs=3", "tracking.graph=false", "figures=false", "expect=[]", "hydra.run.dir=run")
+    quick = (*quick, "data.train_rows=10000", "optimizer.lr=0.03", "data.batch_size=32")
+    assert dlrun("lesson=cnn_mnist", *quick).code == 0
     done = dlrun("predict", "run", "digits", "--format", "jsonl")
     assert done.code == 0, done.err
     answers = [json.loads(line) for line in done.out.splitlines()]
-    assert len(answers) == 720
+    assert len(answers) == 360
     right = [Path(a["input"]).name[0] == a["prediction"] for a in answers]
-    assert sum(right) / 720 >= 0.85
+    assert sum(right) / 360 >= 0.85
     assert all(("inverted" in a["note"]) == ("dark" in a["input"]) for a in answers)
