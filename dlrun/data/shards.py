@@ -427,7 +427,7 @@ def _describe(
     """Notes on what was read, and on what was not."""
     counts = [f"{len(paths):,} {part}" for part, paths in shards.items()]
     samples = sum(len(parts[part]) for part in shards)
-    yield f"{samples:,} samples in {', '.join(counts)} shards: pictures {join_names(kinds)}, classes {target}."
+    yield f"{samples:,} samples in shards ({', '.join(counts)}): pictures {join_names(kinds)}, classes {target}."
 
     left_out: Counter[str] = Counter()
     for part in shards:

@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 _MAX_PATH_LENGTH = 4096
 # Text files with a path per line.
 _LIST_ENDINGS = (".txt", ".lst")
+# Files of many pictures with their classes, which are data, and no pictures.
+_SET_ENDINGS = (".tar", ".parquet", ".arrow")
+_SET_ERROR = (
+    "it holds pictures with their classes; dlrun eval RUN data.path=<it>, of a run on such data, writes a prediction a "
+    "row to predictions.csv"
+)
 
 
 class ImageReader:
@@ -53,6 +59,8 @@ class ImageReader:
         elif word == STDIN or path.suffix.lower() in _LIST_ENDINGS:
             for place, line in read_lines(word):
                 yield self._parse_line(place, line)
+        elif path.suffix.lower() in _SET_ENDINGS:
+            yield Item(word, None, error=_SET_ERROR)
         elif path.is_dir():
             for file in list_files(path, tuple(sorted(list_suffixes()))):
                 yield Item(str(file), file)
