@@ -58,11 +58,15 @@ class Watched:
         split = (urlsplit(address) for address in self.requests)
         return {f"{part.scheme}://{part.hostname or ''}" for part in split if part.scheme not in ("data", "blob")}
 
-    def shoot(self, name: str, height: int | None = None) -> None:
-        """Keep a picture of the page for the README, when asked to: at most 256 colors, as it is text and lines."""
+    def shoot(self, name: str, height: int | None = None, after: int = 0) -> None:
+        """Keep a picture of the page for the README, when asked to: at most 256 colors, as it is text and lines.
+
+        after: milliseconds until all is drawn, of what does not say when it is.
+        """
         target = os.environ.get("DLRUN_SCREENSHOTS")
         if not target:
             return
+        self.page.wait_for_timeout(after)
         from PIL import Image
 
         size = self.page.viewport_size
@@ -160,8 +164,8 @@ def test_scalars_of_several_runs_side_by_side(tensorboard: str, open_page: Calla
     assert shown.page.locator("scalar-card").count() == 4
     assert shown.page.locator("tb-data-table-content-cell.table-column-run").count() >= RUNS
     shown.page.get_by_role("button", name="Settings").click()
-    shown.page.wait_for_timeout(2000)  # curves are drawn on a canvas, which does not say when
-    shown.shoot("tensorboard")
+    # Curves are drawn on a canvas.
+    shown.shoot("tensorboard", after=2000)
 
 
 def test_hyperparameters_with_the_metrics_they_came_to(tensorboard: str, open_page: Callable[..., Watched]) -> None:
@@ -186,8 +190,8 @@ def test_precision_over_recall(tensorboard: str, open_page: Callable[..., Watche
     shown = open_page(1280, 700)  # in the same page the curves of before would count
     shown.open(f"{tensorboard}#pr_curves&tagFilter=8", "tf-pr-curve-card")
     shown.wait_until(lines_drawn("tf-pr-curve-card", RUNS))
-    shown.page.wait_for_timeout(1000)  # they fade in
-    shown.shoot("pr_curves")
+    # They fade in.
+    shown.shoot("pr_curves", after=1000)
 
 
 def test_pictures_graph_and_text(tensorboard: str, open_page: Callable[..., Watched]) -> None:
