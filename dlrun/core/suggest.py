@@ -1,9 +1,9 @@
 """Did-you-mean: the names nearest to one that does not exist, as part of a message."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from dlrun.core.errors import DataError
+from dlrun.core.errors import DataError, RequestError, join_names
 
 
 def compute_edit_distance(a: str, b: str) -> int:
@@ -92,6 +92,26 @@ def suggest_one(word: str, options: Iterable[str]) -> str:
     """Hint ", did you mean 'x'?" with the nearest option; "" if none is near."""
     names = find_nearest(word, options, 1)
     return f", did you mean '{names[0]}'?" if names else ""
+
+
+def refuse_other_names(typed: Iterable[str], names: Sequence[str], key: str, kind: str = "output") -> None:
+    """RequestError for a key below the config key `key` that is none of `names`, each of which is a `kind`."""
+    for name in typed:
+        if name not in names:
+            hint = did_you_mean(str(name), names, f"{key}.")
+            raise RequestError(f"{key}.{name} is no {kind}; {hint}there are {join_names(names)}")
+
+
+def build_unknown_argument_error(
+    subject: str, name: str, target: str, known: Sequence[str], before: str = ""
+) -> RequestError:
+    """Error for an argument that a target does not take.
+
+    subject: how the message names the argument; before: put in front of each suggestion.
+    """
+    hint = did_you_mean(name, known, before)
+    others = f"{hint}it takes {join_names(known)}" if known else "it takes none; leave it out"
+    return RequestError(f"{subject} is no argument of {target}; {others}")
 
 
 def build_missing_path_error(path: Path, key: str) -> DataError:

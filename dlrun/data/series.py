@@ -20,7 +20,7 @@ from dlrun.data.columns.cells import choose_day_first, is_gap, parse_column
 from dlrun.data.columns.kinds import judge_kind
 from dlrun.data.columns.named import read_named
 from dlrun.data.columns.parts import check_split
-from dlrun.data.columns.reading import TableFile, TextFormat, hash_file
+from dlrun.data.columns.reading import TableFile, TextFormat, hash_file, unescape_separator
 from dlrun.data.datasets import check_fraction
 from dlrun.data.origin import Origin
 from dlrun.data.spec import DataSpec, Split, Splits
@@ -31,7 +31,7 @@ from dlrun.data.tables import (
     join_files,
     make_origin,
     raise_troubles,
-    read_beside,
+    read_parts_beside,
     refuse_double_parts,
 )
 from dlrun.data.windows import (
@@ -190,12 +190,9 @@ def series(
         get_zone(time_zone)
 
     saved = None if preprocessing is None else SeriesPreprocessing.from_plain(preprocessing)
-    text_format = TextFormat({"\\t": "\t"}.get(str(separator), separator), header, encoding, decimal)
+    text_format = TextFormat(unescape_separator(separator), header, encoding, decimal)
     file, columns = read_columns(Path(path).expanduser(), text_format, target, time, features, group, saved)
-    files = [file]
-    for key, other in (("val_path", val_path), ("test_path", test_path)):
-        if other is not None:
-            files.append(read_beside(file, Path(other).expanduser(), text_format, f"data.{key}"))
+    files = [file, *read_parts_beside(file, text_format, val_path, test_path)]
     file = join_files(files)
     timeline = read_timeline(file, columns, missing, saved, time_zone)
     if saved is not None:

@@ -27,7 +27,14 @@ from dlrun.data.columns.preprocessing import (
     fit_column,
     split_dates,
 )
-from dlrun.data.columns.reading import MOST_TROUBLES, TableFile, TextFormat, hash_file, read_file
+from dlrun.data.columns.reading import (
+    MOST_TROUBLES,
+    TableFile,
+    TextFormat,
+    hash_file,
+    read_file,
+    unescape_separator,
+)
 from dlrun.data.datasets import RowIndices
 from dlrun.data.origin import Origin
 from dlrun.data.spec import DataSpec, Split, Splits
@@ -100,40 +107,28 @@ def table(
     if missing not in ("impute", "error"):
         hint = did_you_mean(missing, ("impute", "error"))
         raise RequestError(f"data.missing={missing} is no choice; {hint}type impute or error")
-    if task not in (None, *get_args(TableTask)):
-        raise RequestError(
-            f"data.task={task} is not known: type regression, binary, multiclass, multilabel or multitask"
-        )
-
+    check_task(task)
     check_split(split, split_column, folds, fold)
     refuse_double_parts(test_path, folds)
 
-    # A command line cannot hold a tab conveniently, so the config spells it \t.
-    mark = {"\\t": "\t"}.get(str(separator or delimiter), separator or delimiter)
     saved = None if preprocessing is None else Preprocessing.from_plain(preprocessing)
     if saved is not None:
         # A small table tells less than the one of training.
         decimal = decimal or saved.decimal
         saved = saved.set_decimal(decimal)
 
-    text_format = TextFormat(mark, header, encoding, decimal)
+    text_format = TextFormat(unescape_separator(separator or delimiter), header, encoding, decimal)
 
     # Files of other parts are joined to the main one, so that targets and kinds of columns are judged over all rows.
     main = read_file(Path(path).expanduser(), text_format)
-    files = [main]
-    for key, part_path in (("val_path", val_path), ("test_path", test_path)):
-        if part_path is not None:
-            files.append(read_beside(main, Path(part_path).expanduser(), text_format, f"data.{key}"))
-
+    files = [main, *read_parts_beside(main, text_format, val_path, test_path)]
     joined = join_files(files)
 
     positions = _find_targets(joined, target, saved)
     values, target_notes = read_targets(joined, positions, task)
     rows = len(main.table.lines)
 
-    split_position = None if split_column is None else joined.table.find_column(split_column, "data.split_column")
-    if split_position in positions:
-        raise RequestError(f"data.split_column={split_column} is the target; name another column, or split=random")
+    split_position = find_split_column(joined, split_column, positions)
     # A table that nothing can be learned from is not split: all its rows can still be evaluated.
     nothing_to_learn = explain_nothing_to_learn(main.table, positions, values)
     if not nothing_to_learn and values.task == "multiclass" and len(values.class_names) == rows > 2:
@@ -182,6 +177,25 @@ def combine_hashes(hashes: Sequence[str]) -> str:
     return "" if "" in hashes else "-".join(hashes)
 
 
+def check_task(task: str | None) -> None:
+    """RequestError for a task that tables do not have."""
+    if task not in (None, *get_args(TableTask)):
+        raise RequestError(
+            f"data.task={task} is not known: type regression, binary, multiclass, multilabel or multitask"
+        )
+
+
+def find_split_column(joined: TableFile, split_column: str | int | None, targets: Sequence[int]) -> int | None:
+    """The position of the column that draws the parts; RequestError if it is a target."""
+    if split_column is None:
+        return None
+
+    position = joined.table.find_column(split_column, "data.split_column")
+    if position in targets:
+        raise RequestError(f"data.split_column={split_column} is the target; name another column, or split=random")
+    return position
+
+
 def refuse_double_parts(test_path: str | None, folds: int | None) -> None:
     if test_path is not None and folds is not None:
         raise RequestError(
@@ -192,7 +206,18 @@ def refuse_double_parts(test_path: str | None, folds: int | None) -> None:
 # Files
 
 
-def read_beside(main: TableFile, path: Path, text_format: TextFormat, key: str) -> TableFile:
+def read_parts_beside(
+    main: TableFile, text_format: TextFormat, val_path: str | None, test_path: str | None
+) -> list[TableFile]:
+    """The files of `data.val_path` and `data.test_path`, where they are named."""
+    files = []
+    for key, path in (("val_path", val_path), ("test_path", test_path)):
+        if path is not None:
+            files.append(_read_beside(main, Path(path).expanduser(), text_format, f"data.{key}"))
+    return files
+
+
+def _read_beside(main: TableFile, path: Path, text_format: TextFormat, key: str) -> TableFile:
     """Another part in a file of its own, with its columns in the order of the main file."""
     # What was judged of the main file holds for its other parts.
     decimal = text_format.decimal or main.decimal

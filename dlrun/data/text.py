@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from dlrun.core.suggest import did_you_mean
 from dlrun.data.class_folders import NAMES_OF_PARTS, find_part, list_files_below, note_beside
 from dlrun.data.columns.named import read_named
 from dlrun.data.columns.parts import RowParts, check_split, describe_small_classes, draw_parts
-from dlrun.data.columns.reading import TableFile, TextFormat, decode, hash_file
+from dlrun.data.columns.reading import TableFile, TextFormat, decode, hash_file, unescape_separator
 from dlrun.data.datasets import RowIndices
 from dlrun.data.files.table import Table, parse_numbers
 from dlrun.data.origin import Origin
@@ -27,14 +27,16 @@ from dlrun.data.spec import DataSpec, Split, Splits
 from dlrun.data.tables import (
     Trouble,
     add_given_parts,
+    check_task,
     combine_hashes,
+    find_split_column,
     find_unheeded,
     fit_target_scale,
     join_files,
     make_origin,
     make_plan,
     raise_troubles,
-    read_beside,
+    read_parts_beside,
     read_targets,
     refuse_double_parts,
 )
@@ -101,19 +103,14 @@ def text(
     tokens first; code 1 stands for all others. preprocessing: of a trained model, with its vocabulary, applied in
     place of a new one. Raises DataError or RequestError, naming file, line and column, up to ten at once.
     """
-    if task not in (None, *get_args(TableTask)):
-        raise RequestError(
-            f"data.task={task} is not known: type regression, binary, multiclass, multilabel or multitask"
-        )
-
+    check_task(task)
     if preprocessing is not None:
         check_columns(preprocessing)
     tokenizer = _make_tokenizer(tokens, lower_case, max_length, vocabulary_size, min_count)
     check_split(split, split_column, folds, fold)
     refuse_double_parts(test_path, folds)
 
-    # A command line cannot hold a tab conveniently, so the config spells it \t.
-    text_format = TextFormat({"\\t": "\t"}.get(str(separator), separator), header, encoding, decimal)
+    text_format = TextFormat(unescape_separator(separator), header, encoding, decimal)
     folder = Path(path).expanduser()
     if folder.is_dir():
         folder_keys = {"text": text, "target": target, "val_path": val_path, "test_path": test_path}
@@ -127,9 +124,7 @@ def text(
     joined = source.joined
     values, target_notes = read_targets(joined, source.targets, task)
     rows = len(source.files[0].table.lines)
-    split_position = None if split_column is None else joined.table.find_column(split_column, "data.split_column")
-    if split_position in source.targets:
-        raise RequestError(f"data.split_column={split_column} is the target; name another column, or split=random")
+    split_position = find_split_column(joined, split_column, source.targets)
     # Rows that cannot be trained on are kept together: they can still be evaluated.
     nothing_to_learn = explain_nothing_to_learn(source.files[0].table, source.targets, values)
     if not nothing_to_learn and values.task == "multiclass" and len(values.class_names) == rows > 2:
@@ -240,11 +235,7 @@ def _read_tables(
     if saved is not None and saved["has_names"]:
         names = [*saved["text_columns"], *saved["targets"]]
     main = read_named(path, text_format, names)
-    files = [main]
-    for key, other in (("val_path", val_path), ("test_path", test_path)):
-        if other is not None:
-            files.append(read_beside(main, Path(other).expanduser(), text_format, f"data.{key}"))
-
+    files = [main, *read_parts_beside(main, text_format, val_path, test_path)]
     joined = join_files(files)
 
     # Columns typed as numbers, or judged, have their names in the table of training.

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dlrun.core.errors import RequestError, RunError, join_names
-from dlrun.core.suggest import did_you_mean
+from dlrun.core.errors import RequestError, RunError
+from dlrun.core.suggest import build_unknown_argument_error, did_you_mean
 from dlrun.data.spec import PADDING, DataSpec
 from dlrun.engine import metrics
 from dlrun.engine.chosen_metrics import ChosenMetric
@@ -530,9 +530,7 @@ def _check_loss_args(
     for key, value in arguments.items():
         where = f"task.loss_args.{key}"
         if key not in known:
-            hint = did_you_mean(str(key), known, "task.loss_args.")
-            others = f"{hint}it takes {join_names(list(known))}" if known else "it takes none; leave it out"
-            raise RequestError(f"{where} is no argument of task.loss={name}; {others}")
+            raise build_unknown_argument_error(where, key, f"task.loss={name}", list(known), "task.loss_args.")
 
         kind = known[key]
         if kind == "weights":

@@ -2,10 +2,8 @@
 
 import codecs
 import csv
-import gzip
 import hashlib
 import io
-import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from dlrun.core.errors import DataError, RequestError, join_names
-from dlrun.core.suggest import build_missing_path_error, did_you_mean
+from dlrun.core.suggest import did_you_mean
 from dlrun.data.columns.arrow_text import FEWEST_BYTES, read_columns
 from dlrun.data.columns.cells import as_cells, choose_decimal, is_gap
-from dlrun.data.files.table import Table, parse_numbers, parse_rows
+from dlrun.data.files.table import Table, parse_numbers, parse_rows, read_bytes
 
 EXCEL = (".xlsx", ".xlsm", ".xls")
 _OLD_EXCEL = b"\xd0\xcf\x11\xe0"
@@ -72,6 +70,11 @@ class TextFormat:
     decimal: str | None = None
 
 
+def unescape_separator(separator: str | None) -> str | None:
+    """The separator that a key means: a command line cannot hold a tab conveniently, so it is typed as \\t."""
+    return "\t" if separator == "\\t" else separator
+
+
 @dataclass(frozen=True)
 class TableFile:
     """A table with what was judged about its file.
@@ -110,7 +113,7 @@ def read_file(path: Path, text_format: TextFormat, key: str = "data.path") -> Ta
     format that it does not have.
     """
     _check_format(text_format)
-    content = _read_bytes(path, key)
+    content = read_bytes(locate(path), key)
     sha256 = hashlib.sha256(content).hexdigest()
     ending = path.suffix.lower()
     if ending in _OTHERS:
@@ -305,24 +308,6 @@ def _check_format(text_format: TextFormat) -> None:
             raise RequestError(
                 f"data.encoding={text_format.encoding} is not known; type utf-8, utf-16 or latin-1"
             ) from None
-
-
-def _read_bytes(path: Path, key: str) -> bytes:
-    try:
-        content = locate(path).read_bytes()
-        return gzip.decompress(content) if path.suffix == ".gz" else content
-    except FileNotFoundError:
-        raise build_missing_path_error(path, key) from None
-    except IsADirectoryError:
-        raise DataError(f"{key}={path} is a folder: type {key}=<a file>") from None
-    except gzip.BadGzipFile as error:
-        raise DataError(
-            f"{path} is named .gz but is not gzipped: rename it, or delete it if it was downloaded"
-        ) from error
-    except (EOFError, zlib.error) as error:
-        raise DataError(f"{path} is damaged, its gzip stream does not end: delete it and get it anew") from error
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 # Text

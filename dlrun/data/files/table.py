@@ -111,28 +111,35 @@ def parse_numbers(cells: Sequence[str]) -> Numbers | None:
         return None
 
 
-def _read_text(path: Path) -> str:
+def read_bytes(path: Path, key: str) -> bytes:
+    """The content of a file, unpacked if it is named .gz; DataError if it cannot be read.
+
+    key: the config key that names it.
+    """
     try:
         content = path.read_bytes()
-        if path.suffix == ".gz":
-            content = gzip.decompress(content)
-        # Excel puts a byte order mark at the start.
-        return content.decode("utf-8-sig")
+        return gzip.decompress(content) if path.suffix == ".gz" else content
     except FileNotFoundError:
-        raise build_missing_path_error(path, "data.path") from None
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise DataError(f"{path}, line {line}: not UTF-8 text, save the file as UTF-8") from error
+        raise build_missing_path_error(path, key) from None
+    except IsADirectoryError:
+        raise DataError(f"{key}={path} is a folder: type {key}=<a file>") from None
     except gzip.BadGzipFile as error:
         raise DataError(
             f"{path} is named .gz but is not gzipped: rename it, or delete it if it was downloaded"
         ) from error
     except (EOFError, zlib.error) as error:
         raise DataError(f"{path} is damaged, its gzip stream does not end: delete it and get it anew") from error
-    except IsADirectoryError:
-        raise DataError(f"data.path={path} is a folder: type data.path=<a file>") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _read_text(path: Path) -> str:
+    try:
+        # Excel puts a byte order mark at the start.
+        return read_bytes(path, "data.path").decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise DataError(f"{path}, line {line}: not UTF-8 text, save the file as UTF-8") from error
 
 
 def parse_rows(path: Path, text: str, delimiter: str) -> tuple[list[int], list[list[str]]]:

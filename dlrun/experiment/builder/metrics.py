@@ -13,7 +13,7 @@ from dlrun.config.settings import Settings
 from dlrun.core import user_code
 from dlrun.core.errors import DlrunError, RequestError, join_names
 from dlrun.core.own_code import PURE_METRICS
-from dlrun.core.suggest import did_you_mean
+from dlrun.core.suggest import build_unknown_argument_error, did_you_mean, refuse_other_names
 from dlrun.data.spec import DataSpec
 from dlrun.engine.chosen_metrics import EXTRA_METRICS, ChosenMetric, MetricInput
 from dlrun.engine.metric_names import DIRECTIONS
@@ -85,10 +85,7 @@ def build_metrics_of_outputs(
             f"{_KEY}={entries} is for one output, and these data have {join_names(names)}; type "
             f"{_KEY}='{{{names[0]}: [...]}}'"
         )
-    for name in entries:
-        if name not in names:
-            hint = did_you_mean(str(name), names, f"{_KEY}.")
-            raise RequestError(f"{_KEY}.{name} is no output; {hint}there are {join_names(names)}")
+    refuse_other_names(entries, names, _KEY)
     metrics = {}
     for name, part in entries.items():
         metrics[name] = _build_list(part, f"{_KEY}.{name}", settings, specs[name], trusted_modules)
@@ -290,9 +287,7 @@ def _select_arguments(target: str, arguments: Mapping[str, Any], known: Sequence
     keywords = {key: value for key, value in arguments.items() if key not in (_NAME, _INPUT)}
     for key in keywords:
         if known is not None and key not in known:
-            hint = did_you_mean(key, known)
-            others = f"{hint}it takes {join_names(list(known))}" if known else "it takes none; leave it out"
-            raise RequestError(f"{_KEY}: {key} is no argument of {target}; {others}")
+            raise build_unknown_argument_error(f"{_KEY}: {key}", key, target, known)
     return keywords
 
 

@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 from dlrun.config.settings import Settings
 from dlrun.core import user_code
 from dlrun.core.errors import DlrunError, RequestError, join_names
-from dlrun.core.suggest import did_you_mean
+from dlrun.core.suggest import build_unknown_argument_error, did_you_mean, refuse_other_names
 from dlrun.data.datasets import Part
 from dlrun.data.inspection import get_valid_targets
 from dlrun.data.spec import PADDING, DataSpec, Output
@@ -70,16 +70,14 @@ def _build_multitask(
     # All keys are checked before a loss is built, so that a typo is named as one.
     losses = keys.losses or {}
     weights = keys.weights or {}
-    for key, values in (("losses", losses), ("weights", weights)):
-        for name, value in values.items():
-            if name not in names:
-                hint = did_you_mean(str(name), names, f"task.{key}.")
-                raise RequestError(f"task.{key}.{name} is no output; {hint}there are {join_names(names)}")
-            if key == "weights" and not _is_weight(value):
-                raise RequestError(f"task.weights.{name}={value} must be a number of at least 0")
-            if key == "losses" and not isinstance(value, str):
-                raise RequestError(f"task.losses.{name}={value} must be the name of a loss")
-
+    refuse_other_names(losses, names, "task.losses")
+    for name, loss in losses.items():
+        if not isinstance(loss, str):
+            raise RequestError(f"task.losses.{name}={loss} must be the name of a loss")
+    refuse_other_names(weights, names, "task.weights")
+    for name, weight in weights.items():
+        if not _is_weight(weight):
+            raise RequestError(f"task.weights.{name}={weight} must be a number of at least 0")
     if weights and all(weights.get(name, 1.0) == 0 for name in names):
         raise RequestError("task.weights are all 0, so that there is nothing to learn; give one output a larger one")
     specs = {output.name: make_spec_of_output(spec, output) for output in spec.outputs}
@@ -122,12 +120,7 @@ def _list_weighted(setting: Any, spec: DataSpec) -> list[Output]:
             f"task.class_weights={setting} is for one output; type balanced, or "
             f"task.class_weights='{{{names[0]}: balanced}}'"
         )
-    for name in setting:
-        if name not in names:
-            hint = did_you_mean(str(name), names, "task.class_weights.")
-            raise RequestError(
-                f"task.class_weights.{name} is no output of classes; {hint}there are {join_names(names)}"
-            )
+    refuse_other_names(setting, names, "task.class_weights", "output of classes")
     return [output for output in with_classes if output.name in setting]
 
 
@@ -308,6 +301,5 @@ def _check_arguments(settings: Settings, known: Sequence[str], takes_any: bool) 
         if key in _GIVEN_ARGUMENTS:
             raise RequestError(f"task.loss_args.{key} is set by dlrun; leave it out, or type task.reduction=sum")
         if key not in names and not takes_any:
-            hint = did_you_mean(str(key), names, "task.loss_args.")
-            others = f"{hint}it takes {join_names(names)}" if names else "it takes none; leave it out"
-            raise RequestError(f"task.loss_args.{key} is no argument of task.loss={keys.loss}; {others}")
+            where = f"task.loss_args.{key}"
+            raise build_unknown_argument_error(where, key, f"task.loss={keys.loss}", names, "task.loss_args.")

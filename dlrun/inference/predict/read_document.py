@@ -9,7 +9,7 @@ from torch import Tensor
 from dlrun.core.errors import DataError
 from dlrun.core.suggest import did_you_mean
 from dlrun.data.columns.named import read_named
-from dlrun.data.columns.reading import EXCEL, FEATHER, PARQUET, TextFormat
+from dlrun.data.columns.reading import EXCEL, FEATHER, PARQUET, TextFormat, unescape_separator
 from dlrun.data.files.table import Table
 from dlrun.data.spec import DataSpec
 from dlrun.data.tokens import UNKNOWN, Tokenizer, check_columns, pad_codes
@@ -33,7 +33,7 @@ class DocumentReader:
         self.columns = [str(name) for name in spec.preprocessing["text_columns"]]
         # A file was a text in training, or a line was.
         self.is_of_files = bool(spec.preprocessing["is_folder"])
-        self.text_format = TextFormat("\t" if separator == "\\t" else separator, encoding=encoding)
+        self.text_format = TextFormat(unescape_separator(separator), encoding=encoding)
         texts = "text files" if self.is_of_files else "text files with one a line"
         self.accepted_inputs = f"texts, {texts}, tables with the column {', '.join(self.columns)}, and - for lines"
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dlrun.core.errors import DataError, RequestError
 from dlrun.core.terminal import write_error
-from dlrun.data.columns.reading import EXCEL, FEATHER, PARQUET, TextFormat
+from dlrun.data.columns.reading import EXCEL, FEATHER, PARQUET, TextFormat, unescape_separator
 from dlrun.data.series import read_columns, read_timeline
 from dlrun.data.spec import DataSpec
 from dlrun.data.windows import SeriesPreprocessing, fill_gaps, find_gaps
@@ -38,7 +38,7 @@ class SeriesReader:
     def __init__(self, spec: DataSpec, separator: str | None = None, encoding: str | None = None) -> None:
         """separator, encoding: of text files; None to judge them by the file."""
         self.preprocessing = SeriesPreprocessing.from_plain(spec.preprocessing)
-        self.text_format = TextFormat("\t" if separator == "\\t" else separator, encoding=encoding)
+        self.text_format = TextFormat(unescape_separator(separator), encoding=encoding)
 
     def read_items(self, word: str) -> Iterator[Item]:
         """Yield the last window of each series of a table, or of each table of a folder."""
