@@ -73,7 +73,7 @@ def list_devices() -> list[str]:
 
 
 def choose_device(config: DeviceConfig, ranks: Distributed = SINGLE_PROCESS) -> tuple[torch.device, str]:
-    """Device that the config asks for, and its description; the ranks of one machine get a GPU each.
+    """Device that the config asks for, and its description; the ranks of one machine take its GPUs in turn.
 
     Raises RequestError if this machine has no such device, or if the ranks cannot share it.
     """
@@ -92,7 +92,10 @@ def choose_device(config: DeviceConfig, ranks: Distributed = SINGLE_PROCESS) -> 
 
     device = torch.device(name)
     if name == "cuda":
-        index = ranks.local_rank if config.index is None else config.index
+        index = config.index
+        if index is None:
+            # More processes than GPUs share them.
+            index = ranks.local_rank % max(1, torch.cuda.device_count())
         device = torch.device("cuda", index)
     if str(device) not in [entry.split(" ")[0] for entry in devices]:
         raise RequestError(f"device {device} is not on this machine, which has {', '.join(devices)}; type device=auto")
@@ -103,6 +106,8 @@ def choose_device(config: DeviceConfig, ranks: Distributed = SINGLE_PROCESS) -> 
     if ranks.world_size > 1:
         description += f", {ranks.world_size} processes"
         description += ", fsdp2" if config.strategy == "fsdp2" else ""
+    if device.type == "cuda" and ranks.local_world_size > torch.cuda.device_count():
+        description += ", several to a GPU"
     return device, description
 
 

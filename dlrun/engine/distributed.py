@@ -153,7 +153,7 @@ class ProcessGroup(Distributed):
         self.store, *_ = next(rendezvous("env://", self.rank, self.world_size))
         _stores.append(self.store)
         dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if _has_nccl() else "gloo",
+            "cpu:gloo,cuda:nccl" if _can_use_nccl(self.local_world_size) else "gloo",
             store=self.store,
             rank=self.rank,
             world_size=self.world_size,
@@ -371,10 +371,12 @@ class _SharedStop:
         return signal_number != 0
 
 
-def _has_nccl() -> bool:
+def _can_use_nccl(local_world_size: int) -> bool:
     import torch
 
-    return torch.cuda.is_available() and torch.distributed.is_nccl_available()
+    # NCCL refuses processes that share a GPU.
+    has_gpu_each = torch.cuda.is_available() and torch.cuda.device_count() >= local_world_size
+    return has_gpu_each and torch.distributed.is_nccl_available()
 
 
 def is_distributed() -> bool:

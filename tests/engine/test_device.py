@@ -4,6 +4,7 @@ import contextlib
 import io
 import random
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from dlrun.config.schema import DeviceConfig
 from dlrun.core.errors import RequestError
 from dlrun.engine import device as runtime
+from dlrun.engine import distributed
 from dlrun.engine.device import Runtime
 
 Patch = pytest.MonkeyPatch
@@ -42,6 +44,25 @@ def test_the_device_that_is_taken(
     pretend(monkeypatch, gpus, mps)
     choice, message = runtime.choose_device(config)
     assert (str(choice), message) == (chosen, took)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "rank", "chosen", "took"),
+    [
+        (2, 1, "cuda:1", "cuda:1, 2 processes"),
+        (1, 0, "cuda:0", "cuda:0, 2 processes, several to a GPU"),
+        (1, 1, "cuda:0", "cuda:0, 2 processes, several to a GPU"),
+    ],
+)
+def test_processes_take_the_gpus_in_turn(gpus: int, rank: int, chosen: str, took: str, monkeypatch: Patch) -> None:
+    pretend(monkeypatch, gpus)
+    ranks: Any = SimpleNamespace(rank=rank, local_rank=rank, world_size=2, local_world_size=2)
+    device, message = runtime.choose_device(DeviceConfig(name="cuda"), ranks)
+    assert (str(device), message) == (chosen, took)
+    # NCCL takes no two processes on one GPU; gloo does.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
+    assert distributed._can_use_nccl(2) == (gpus == 2)
 
 
 @pytest.mark.parametrize(

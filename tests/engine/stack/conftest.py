@@ -26,6 +26,9 @@ from dlrun.engine.trainer import Trainer
 
 VECTOR = DataSpec("vector", (5,), "multiclass", 3)
 
+# Where the trainings of the running test are built; the fixture `stacks` sets it.
+DEVICE = torch.device("cpu")
+
 
 def build_linear(spec: DataSpec) -> nn.Module:
     return nn.Linear(spec.input_size, spec.output_size)
@@ -51,7 +54,7 @@ class Training:
 
     def build(self) -> tuple[TrainState, Any]:
         """A state before its first step, and that of the generators."""
-        place = Placement(torch.device("cpu"), self.dtype, self.spec)
+        place = Placement(DEVICE, self.dtype, self.spec)
         order = EpochOrder(self.rows, self.batch_size, shuffle=True, drop_last=self.drop_last, seed=self.seed)
         train = MemoryBatches(draw_split(self.spec, self.rows), order, place)
         val = MemoryBatches(draw_split(self.spec, 9, 1), EpochOrder(9, 4), place) if self.has_val else None
@@ -59,7 +62,7 @@ class Training:
         before = get_rng_state()
         torch.manual_seed(self.seed)
         model = self.net(self.spec)
-        model = model if self.dtype == torch.float32 else model.to(self.dtype)
+        model = model.to(DEVICE, None if self.dtype == torch.float32 else self.dtype)
         rng = get_rng_state()
         set_rng_state(before)
         optimizer = self.optimizer(model.parameters())
@@ -68,7 +71,7 @@ class Training:
             objective=Objective(self.spec, **self.objective),
             optimizer=optimizer,
             schedule=self.schedule(optimizer),
-            scaler=torch.amp.GradScaler("cpu", enabled=False),
+            scaler=torch.amp.GradScaler(DEVICE.type, enabled=False),
             train=train,
             val=val,
             stop_rules=StopRules(**{"epochs": 3, "log_every_steps": 2} | self.rules),
@@ -246,6 +249,8 @@ def assert_close_states(one: dict[str, Tensor], other: dict[str, Tensor], tolera
 
 
 @pytest.fixture
-def stacks() -> SimpleNamespace:
+def stacks(device: str) -> SimpleNamespace:
     """What the tests of stacks share: a conftest cannot be imported."""
+    global DEVICE
+    DEVICE = torch.device(device)
     return SimpleNamespace(**{name: value for name, value in globals().items() if not name.startswith("_")})
