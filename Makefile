@@ -1,15 +1,20 @@
 # Two commands do everything on a fresh machine: `make run` and `make test`. Each target sets up what it needs.
 .DEFAULT_GOAL := help
-.PHONY: help run course test test-slow test-newest test-all check format bench torture clean
+.PHONY: help run course test test-slow test-newest test-all test-gpu bench-gpu wheels check format bench torture clean
 
 PYTHON ?= python3
 BENCH  ?=
+# A folder of wheels, for a machine that has torch for its GPU and no network: `make wheels` fills it elsewhere.
+WHEELS ?=
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export OMP_NUM_THREADS_TESTS ?= 1
 # One and a half a core: slow tests wait a third of their time, for other processes and for the disk.
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count() * 3 // 2)')
+
+# The context of each process takes half a gigabyte of the card.
+GPU_WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(8, os.cpu_count()))')
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,6 +52,26 @@ test-newest: $(VENV)/.installed-dev  ## the fast tests with the newest versions 
 test-all: $(VENV)/.installed-dev  ## every test but those that need a GPU
 	OMP_NUM_THREADS=$(OMP_NUM_THREADS_TESTS) $(BIN)/python -m pytest -n auto --dist worksteal -m "not gpu"
 
+# With WHEELS the environment sees the torch of the machine, and takes all else from the folder.
+ifdef WHEELS
+GPU := $(VENV)-gpu
+$(GPU)/.installed-dev: pyproject.toml
+	$(PYTHON) -m venv --system-site-packages $(GPU)
+	$(GPU)/bin/python -m pip install --quiet --no-index --find-links $(WHEELS) --editable '.[test-gpu]'
+	@touch $@
+else
+GPU := $(VENV)
+endif
+
+wheels: $(VENV)/.made  ## fill the folder WHEELS with what test-gpu and bench-gpu need beside torch (ON="--platform ...": of another machine)
+	$(BIN)/python tests/wheels.py $(WHEELS) $(ON)
+
+test-gpu: $(GPU)/.installed-dev  ## the tests on a GPU; WHEELS=folder where there is no network (minutes on one card and 16 cores)
+	OMP_NUM_THREADS=$(OMP_NUM_THREADS_TESTS) $(GPU)/bin/python -m pytest -n $(GPU_WORKERS) --dist worksteal -m gpu
+
+bench-gpu: $(GPU)/.installed-dev  ## measure speed on a GPU; WHEELS=folder where there is no network (DLRUN_DATA_DIR names the data)
+	$(GPU)/bin/python tests/bench/gpu.py
+
 check: $(VENV)/.installed-dev  ## format, lint, types, who imports whom
 	$(BIN)/ruff format --check dlrun tests
 	$(BIN)/ruff check dlrun tests
@@ -69,4 +94,4 @@ torture: $(VENV)/.installed-dev  ## kill 100 runs and 20 sweeps hard, resume the
 	$(BIN)/python tests/torture/sweep_torture.py
 
 clean:  ## remove the environment and caches; runs stay
-	rm -rf $(VENV) $(VENV)-newest .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build dist
+	rm -rf $(VENV) $(VENV)-newest $(VENV)-gpu .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build dist

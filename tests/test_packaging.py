@@ -1,6 +1,7 @@
 """A wheel holds everything: installed elsewhere, it finds its configs from any directory."""
 
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -151,3 +152,23 @@ def test_constraints_name_no_address_and_cover_the_dependencies() -> None:
     for need in needs:
         name = need.split(">")[0].split("<")[0]
         assert name in pins, name
+
+
+def test_tests_on_a_gpu_take_the_torch_of_the_machine_and_wheels_from_a_folder() -> None:
+    words = ["make", "-n", "test-gpu", "WHEELS=wheels", "VENV=nowhere"]
+    lines = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "-m venv --system-site-packages nowhere-gpu" in lines
+    assert "pip install --quiet --no-index --find-links wheels --editable '.[test-gpu]'" in lines
+    assert "nowhere-gpu/bin/python -m pytest" in lines
+    assert lines.rstrip().endswith("-m gpu")
+
+
+def test_wheels_are_fetched_of_all_but_dlrun_and_torch() -> None:
+    spec = importlib.util.spec_from_file_location("wheels", ROOT / "tests" / "wheels.py")
+    assert spec is not None
+    assert spec.loader is not None
+    wheels = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(wheels)
+    names = ["dlrun", "torch", "torchvision", "triton", "nvidia-cublas", "cuda-bindings", "torchmetrics", "numpy"]
+    report = {"install": [{"metadata": {"name": name, "version": "1.0"}} for name in names]}
+    assert wheels.read_needs(json.dumps(report)) == ["torchmetrics==1.0", "numpy==1.0"]

@@ -43,6 +43,7 @@ class Row:
     classes: int = 10  # of vectors; 1: binary
     epochs: int = 1
     root: str = ""  # the folder with MNIST and names
+    device: str = "cpu"  # or cuda
 
     @property
     def steps(self) -> int:
@@ -96,7 +97,7 @@ class Row:
         else:
             words += [f"data.train_rows={self.rows}", f"paths.data={self.root}"]
         words += [f"optimizer={self.optimizer}", *(f"optimizer.{k}={v}" for k, v in self.rates.items())]
-        return [*words, "trainer.epochs=1000000", "device=cpu", f"hydra.run.dir={folder}/run"]
+        return [*words, "trainer.epochs=1000000", f"device={self.device}", f"hydra.run.dir={folder}/run"]
 
 
 def vectors(rows: int, features: int, classes: int, seed: int = 0) -> Splits:

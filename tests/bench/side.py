@@ -26,7 +26,9 @@ def main() -> None:
     answers = own_stdout()
     module, function, _ = SIDES[sys.argv[1]]
     row = Row(**json.loads(sys.argv[2]))
-    getattr(importlib.import_module(f"sides.{module}"), function)(row, Pace(row.steps, sys.stdin, answers))
+    getattr(importlib.import_module(f"sides.{module}"), function)(
+        row, Pace(row.steps, sys.stdin, answers, device=row.device)
+    )
     raise SystemExit("the training ended by itself")
 
 

@@ -14,14 +14,16 @@ from torch import nn
 def train(row: Row, pace: Pace) -> None:
     """See above."""
     inputs, targets = row.tensors()
-    net = row.net().train()
+    inputs = tuple(x.to(row.device) for x in inputs)
+    targets = targets.to(row.device)
+    net = row.net().to(row.device).train()
     if any(isinstance(module, nn.Conv2d) for module in net.modules()):
         net = net.to(memory_format=torch.channels_last)
         inputs = tuple(x.contiguous(memory_format=torch.channels_last) for x in inputs)
     optimizer = row.torch_optimizer(net)
     while True:
-        total = torch.zeros(())
-        for index in torch.randperm(len(targets)).split(row.batch_size):
+        total = torch.zeros((), device=row.device)
+        for index in torch.randperm(len(targets), device=row.device).split(row.batch_size):
             optimizer.zero_grad()
             value = loss(net(*(x[index] for x in inputs)), targets[index])
             value.backward()

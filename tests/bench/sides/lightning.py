@@ -49,7 +49,7 @@ def _fit(row: Row, net: type[Net], trainer: lightning.Trainer) -> None:
 
 def train(row: Row, pace: Pace) -> None:
     """See above."""
-    _fit(row, Net, lightning.Trainer(accelerator="cpu", devices=1, max_epochs=-1, callbacks=[Counted(pace)]))
+    _fit(row, Net, lightning.Trainer(accelerator=row.device, devices=1, max_epochs=-1, callbacks=[Counted(pace)]))
 
 
 def train_bare(row: Row, pace: Pace) -> None:
@@ -62,4 +62,4 @@ def train_bare(row: Row, pace: Pace) -> None:
         def on_train_batch_end(self, *_: Any) -> None:
             pace.step()
 
-    _fit(row, Counting, lightning.Trainer(accelerator="cpu", devices=1, max_epochs=-1, barebones=True))
+    _fit(row, Counting, lightning.Trainer(accelerator=row.device, devices=1, max_epochs=-1, barebones=True))

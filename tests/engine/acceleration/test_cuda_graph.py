@@ -212,16 +212,3 @@ def test_a_reason_is_given_where_there_is_no_graph(what: dict[str, Any], reason:
 
 def test_a_plain_training_has_no_reason_against_it() -> None:
     assert find_obstacle(prepare(fuse(torch.optim.SGD)), "image", compiled=False, profiled=False) is None
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
-@pytest.mark.parametrize("model", ["mlp", "cnn", "resnet"])
-def test_on_a_gpu_the_losses_are_those_without_a_graph(model: str, dlrun: Callable[..., Any]) -> None:
-    words = ("data=digits", f"model={model}", "device=cuda", "device.deterministic=true", "trainer.epochs=5")
-    more = ("tracking.graph=false", "figures=false", "trainer.log_every_steps=1")
-    runs = [dlrun(*words, *more, f"device.cuda_graph={how}") for how in ("auto", "off")]
-    assert [done.code for done in runs] == [0, 0]
-    assert "no CUDA graph" not in runs[0].out
-    assert runs[0].rows == runs[1].rows
-    assert runs[0].result["weights_sha256"] == runs[1].result["weights_sha256"]
