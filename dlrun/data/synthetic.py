@@ -9,6 +9,9 @@ from torch import Tensor
 from dlrun.core.errors import RequestError
 from dlrun.data.spec import DataSpec, Split, Splits
 
+# What the noise of a parabola is multiplied by, unless data.noise_scale is given.
+NOISE_SCALES = {"uniform": 0.2, "normal": 0.1}
+
 
 def line(rows: int = 500, slope: float = 3.0, intercept: float = 0.8, noise: float = 0.0, seed: int = 0) -> Splits:
     """Points on y = slope * x + intercept, x uniform in [0, 1), with Gaussian noise of std `noise` added to y.
@@ -58,11 +61,11 @@ def parabola(
     float64 x and y of shape (rows, 1), no test part. Raises RequestError for rows < 1 or an unknown noise.
     """
     _check_at_least("rows", rows, 1)
-    if noise not in ("uniform", "normal"):
+    if noise not in NOISE_SCALES:
         raise RequestError(f"data.noise={noise} is not known: type data.noise=uniform or data.noise=normal")
 
     draw = torch.rand if noise == "uniform" else torch.randn
-    scale = 0.2 if noise == "uniform" else 0.1
+    scale = NOISE_SCALES[noise]
     if noise_scale is not None:
         _check_at_least("noise_scale", noise_scale, 0)
         scale = noise_scale

@@ -16,6 +16,7 @@ from dlrun.data.files.table import parse_numbers, read_table
 from dlrun.data.images import IDX_FILES
 from dlrun.data.names import TEST_SHA256, TRAIN_SHA256
 from dlrun.data.spec import DataSpec
+from dlrun.data.synthetic import NOISE_SCALES
 from dlrun.data.tabular import DIABETES_SHA256, read_classes
 from dlrun.eject.refusal import cannot
 from dlrun.eject.source import Code, write_literal
@@ -38,13 +39,10 @@ DATA_TEMPLATES = {
     ),
     "dlrun.data.names.names": ("names", "root"),
     "dlrun.data.images.digits": ("images", "image_size mean std positive channels test_fraction seed"),
-    "dlrun.data.images.mnist": ("images", "root image_size mean std"),
-    "dlrun.data.images.fashion_mnist": ("images", "root image_size mean std"),
-    "dlrun.data.images.kmnist": ("images", "root image_size mean std"),
-    "dlrun.data.images.cifar10": ("images", "root image_size mean std"),
-    "dlrun.data.images.cifar100": ("images", "root image_size mean std"),
 }
 _IDX_FOLDERS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST"}
+for _name in (*_IDX_FOLDERS, "cifar10", "cifar100"):
+    DATA_TEMPLATES[f"dlrun.data.images.{_name}"] = ("images", "root image_size mean std")
 
 
 def describe_data(spec: DataSpec, target: str, template: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -57,7 +55,9 @@ def describe_data(spec: DataSpec, target: str, template: str, arguments: dict[st
     match template:
         case "synthetic":
             if name == "parabola":
-                details = {"draw": arguments["noise"], "noise": _scale_noise(arguments)}
+                scale = arguments["noise_scale"]
+                draw = arguments["noise"]
+                details = {"draw": draw, "noise": float(NOISE_SCALES[draw] if scale is None else scale)}
         case "shapes":
             if name == "points":
                 details = _describe_points(spec, arguments)
@@ -77,13 +77,6 @@ def describe_data(spec: DataSpec, target: str, template: str, arguments: dict[st
     # SEED is that of the training.
     data["data_seed"] = int(data.pop("seed", None) or 0)
     return data
-
-
-def _scale_noise(arguments: dict[str, Any]) -> float:
-    scale = arguments["noise_scale"]
-    if scale is not None:
-        return float(scale)
-    return 0.2 if arguments["noise"] == "uniform" else 0.1
 
 
 def _describe_points(spec: DataSpec, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -155,7 +148,8 @@ def _describe_table(spec: DataSpec, arguments: dict[str, Any]) -> dict[str, Any]
         if isinstance(column, DateColumn):
             raise cannot(f"how the dates of '{column.name}' become numbers")
         if isinstance(column, NumberColumn):
-            if cells.plain_numbers is None and any(not is_gap(cell) and not _is_plain(cell) for cell in cells):
+            is_odd = (not is_gap(cell) and parse_numbers([cell]) is None for cell in cells)
+            if cells.plain_numbers is None and any(is_odd):
                 raise cannot(f"how the numbers of '{column.name}' are read, with their signs and marks")
             scale = column.scale
             call = f"number({column.index}, {scale.fill!r}, {scale.mean!r}, {scale.std!r})"
@@ -203,10 +197,6 @@ def _describe_table(spec: DataSpec, arguments: dict[str, Any]) -> dict[str, Any]
         "class_names": names,
         "is_numeric": is_numeric,
     }
-
-
-def _is_plain(cell: str) -> bool:
-    return parse_numbers([cell]) is not None
 
 
 def _merges_as_number(name: str) -> bool:

@@ -19,20 +19,16 @@ from dlrun.eject.optimizers import describe_optimizer, describe_scheduler
 from dlrun.eject.refusal import cannot, complete_arguments, find_template, refuse
 from dlrun.eject.source import Code
 from dlrun.eject.training_run import TrainingRun
+from dlrun.engine.losses import ALIASES
 from dlrun.inference.saved_model import SavedModel
 
 FILE = "train.py"
 
+# torch's class of each of dlrun's losses that scripts are written for.
 _TORCH_LOSSES = {
-    "mse": "MSELoss",
-    "mae": "L1Loss",
-    "huber": "HuberLoss",
-    "smooth_l1": "SmoothL1Loss",
-    "bce_with_logits": "BCEWithLogitsLoss",
-    "bce": "BCELoss",
-    "cross_entropy": "CrossEntropyLoss",
-    "nll": "NLLLoss",
-    "multi_margin": "MultiMarginLoss",
+    name: alias
+    for alias, name in ALIASES.items()
+    if alias.endswith("Loss") and name not in ("poisson_nll", "soft_margin")
 }
 
 # What the function evaluate() of a script measures.

@@ -125,7 +125,5 @@ def complete_arguments(component: Component[Any]) -> dict[str, Any]:
     """The arguments of one of dlrun's own targets, those included that the config leaves at their defaults."""
     module, _, name = str(component.target).rpartition(".")
     parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters.values()
-    defaults = {
-        parameter.name: parameter.default for parameter in parameters if parameter.default is not parameter.empty
-    }
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
     return {**defaults, **component.arguments}

@@ -17,32 +17,6 @@ from dlrun.core.errors import RequestError
 
 WIDTH = 120
 
-# A template names what it needs, and the script imports it: in the order of isort, first what comes with Python.
-_STANDARD_IMPORTS = (
-    "import copy",
-    "import csv",
-    "import gzip",
-    "import hashlib",
-    "import math",
-    "from decimal import Decimal",
-    "from fnmatch import fnmatchcase",
-    "from functools import partial",
-    "from itertools import islice",
-    "from itertools import product",
-    "from pathlib import Path",
-)
-_LIBRARY_IMPORTS = (
-    "import numpy as np",
-    "import torch",
-    "import torch.nn.functional as F",
-    "import torchvision",
-    "from sklearn.datasets import load_digits",
-    "from sklearn.datasets import make_regression",
-    "from sklearn.model_selection import train_test_split",
-    "from torch import nn",
-    "from torch.nn.utils import rnn",
-)
-
 # Remarks behind constants.
 _REMARKS = {
     "MAX_STEPS": "optimizer steps",
@@ -96,8 +70,7 @@ def create_environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"prose": write_prose, "commas": write_items, "indent": indent}
-    environment.globals["imports"] = write_imports
+    environment.filters |= {"prose": write_prose, "commas": write_items, "indent": indent, "needed_by": select_imports}
     return environment
 
 
@@ -186,17 +159,12 @@ def find_names(source: str) -> set[str]:
     return {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
 
 
-def write_imports(source: str) -> Code:
-    """The imports that some source needs."""
+def select_imports(imports: str, source: str) -> Code:
+    """Of some imports, a line each, those whose names some source needs."""
     names = find_names(source)
-    groups = []
-    for lines in (_STANDARD_IMPORTS, _LIBRARY_IMPORTS):
-        # The last word of an import is the name that it gives.
-        needed = [line for line in lines if line.rpartition(" ")[2] in names]
-        if needed:
-            groups.append("\n".join(needed))
-
-    return Code("\n\n".join(groups))
+    # The last word of an import is the name that it gives; an empty line is between groups.
+    lines = imports.splitlines(keepends=True)
+    return Code("".join(line for line in lines if line == "\n" or line.split()[-1] in names))
 
 
 def write_constants(source: str, constants: Mapping[str, Any]) -> Code:

@@ -15,16 +15,12 @@ from dlrun.engine.objective import FLUSH_BATCHES
 from dlrun.engine.optim.schedule import Schedule
 from dlrun.experiment.builder import build
 from dlrun.experiment.preflight import checks
+from dlrun.experiment.stack.choice import has_batch_norm
 from dlrun.inference.saved_model import SavedModel
 from dlrun.runs.record import RunRecord
 
 # Up to so many batches trainer.choose_block_size gives 1.
 _FEW_BATCHES = 30
-
-
-def has_batch_norm(model: nn.Module) -> bool:
-    """Whether a net normalizes images over their batch."""
-    return any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
 
 
 def changes_strides(model: nn.Module) -> bool:
@@ -113,6 +109,5 @@ class TrainingRun:
             return 1
 
         val = self.saved.splits.val
-        if val is None:
-            return 1
+        assert val is not None
         return trainer.choose_block_size(math.ceil(count_rows(val) / self.eval_batch_size))
