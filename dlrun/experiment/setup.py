@@ -430,7 +430,7 @@ def _run_preflight(settings: Settings, process: Runtime, state: TrainState, note
 
     values = sum(layer.values for layer in layers)
     moments = checks.count_moments(state.optimizer)
-    estimate = memory.estimate_memory(model, moments, values, settings)
+    estimate = memory.estimate_memory(model, moments, values, settings, process.ranks.world_size)
     notes += memory.note_shortage(estimate, settings, process.device)
 
     outputs = Path(settings.paths.outputs)

@@ -1,5 +1,7 @@
 """What `device.strategy=fsdp2` cannot train, found before the first step."""
 
+from typing import Any
+
 from torch import nn
 
 from dlrun.config.settings import Settings
@@ -41,8 +43,8 @@ def refuse_unsupported(settings: Settings, state: TrainState) -> None:
 def choose_blocks(context: RunContext, trusted_modules: list[str] | None) -> bool:
     """Whether the blocks of the model are gathered one by one, as they are if a trial step of a copy succeeds.
 
-    A net that reads the weights of its blocks outside of their forward passes is gathered at once. RequestError if the
-    trial fails in that way too. All processes must call this at the same time.
+    A net that reads the weights of its blocks outside of their forward passes, as for a loss of its own, is gathered at
+    once. RequestError if the trial fails in that way too. All processes must call this at the same time.
     """
     if not context.settings.preflight:
         return True
@@ -87,6 +89,11 @@ def _try_step(context: RunContext, trusted_modules: list[str] | None, has_blocks
         with state.autocast():
             outputs = sharded.training(*inputs)
             value = state.objective.compute_loss(outputs, targets)
+            if state.compute_auxiliary_loss is not None:
+                model_in_training: Any = sharded.training
+                auxiliary_loss = model_in_training.auxiliary_loss()
+                sharded.refuse_shards(auxiliary_loss)
+                value = value + auxiliary_loss
         value.backward()  # type: ignore[no-untyped-call]
         nn.utils.get_total_norm([shard.grad for shard in sharded.weights.shards if shard.grad is not None])
         optimizer.step()

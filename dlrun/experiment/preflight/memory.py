@@ -1,5 +1,6 @@
 """How much memory a training takes, and what to type when there is not enough."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -29,14 +30,19 @@ class Estimate:
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
-def estimate_memory(model: nn.Module, moments: float, values: int, settings: Settings) -> Estimate:
-    """Estimate the bytes that a training step holds.
+def estimate_memory(model: nn.Module, moments: float, values: int, settings: Settings, world_size: int = 1) -> Estimate:
+    """Estimate the bytes that a training step holds on one device.
+
+    With device.strategy=fsdp2 gradients and optimizer are shared out; the weights are whole in every evaluation.
 
     moments: numbers that the optimizer keeps for each trained one. values: numbers that the layers put out for one
     sample, each kept for the backward pass, in the precision of the forward pass.
     """
     weights = _count_bytes([*model.parameters(), *model.buffers()])
     trainable_bytes = _count_bytes(p for p in model.parameters() if p.requires_grad)
+
+    if settings.device.strategy == "fsdp2":
+        trainable_bytes = math.ceil(trainable_bytes / world_size)
 
     # Activations are kept in the precision of the forward pass, weights and gradients in their own.
     precision = settings.device.precision

@@ -73,6 +73,14 @@ def test_the_estimate_is_the_sum_by_hand(precision: str, wide: int) -> None:
     assert estimate.total == sum((estimate.weights, estimate.gradients, estimate.optimizer, estimate.activations))
 
 
+def test_two_processes_share_out_gradients_and_optimizer() -> None:
+    model = nn.Linear(10, 5)
+    shared = memory.estimate_memory(model, 2, 30, settings("device.strategy=fsdp2"), world_size=2)
+    assert (shared.weights, shared.gradients, shared.optimizer) == (4 * 55, 4 * 55 // 2, 8 * 55 // 2)
+    whole = memory.estimate_memory(model, 2, 30, settings(), world_size=2)
+    assert (whole.gradients, whole.optimizer) == (4 * 55, 8 * 55)
+
+
 def test_the_activations_are_what_the_layers_put_out(dlrun: Callable[..., Any]) -> None:
     done = dlrun("check", "model=mlp", "model.activation=sigmoid", "data.batch_size=1000", "data.image_size=8")
     activation_bytes = 1000 * (64 + 128 + 128 + 10) * 4  # flattened, hidden before and after the sigmoid, output
