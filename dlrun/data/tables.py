@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dlrun.core.errors import DataError, MisfitError, RequestError
 from dlrun.core.suggest import did_you_mean
 from dlrun.data.columns.cells import Cells, as_cells, choose_day_first, find_gaps, is_gap, parse_column, uses_marks
-from dlrun.data.columns.kinds import ColumnChoice, ColumnKind, choose_kinds, counts_rows
+from dlrun.data.columns.kinds import ColumnChoice, ColumnKind, choose_kinds, counts_rows, holds_stamps
 from dlrun.data.columns.matching import Match, match_by_name, match_by_position
 from dlrun.data.columns.parts import RowParts, SplitPlan, check_split, describe_small_classes, draw_parts
 from dlrun.data.columns.preprocessing import (
@@ -465,6 +465,11 @@ def _fit(
             if judged is None:
                 notes.append(
                     f"dates of '{column.name}' were read as month/day/year; write them as 2024-12-31 if not so."
+                )
+            if holds_stamps(cells):
+                notes.append(
+                    f"'{column.name}' was read as Unix time, in UTC; data.kinds={{{column.name}: number}} takes its "
+                    "numbers as they are."
                 )
 
         if missing == "error":

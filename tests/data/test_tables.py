@@ -279,3 +279,27 @@ def test_several_targets_are_values_or_labels(tmp_path: Path) -> None:
 def test_a_target_that_is_another_in_each_row_is_no_class(tmp_path: Path) -> None:
     splits = table(str(passengers(tmp_path / "t.csv")), target="Name")
     assert "column 'Name', is another class in each row" in splits.nothing_to_learn
+
+
+def test_dates_of_mails_and_unix_stamps_are_dates(tmp_path: Path) -> None:
+    """Name and size must both say that a number is a stamp; pandas tells the parts."""
+    import pandas
+
+    stamps = [1_700_000_000 + 40_000 * number for number in range(30)]
+    moments = pandas.to_datetime(stamps, unit="s")
+    mails = [moment.strftime("%a, %d %b %Y %H:%M:%S +0100") for moment in moments]
+    rows = [[stamp, stamp * 1000, stamp, mail, stamp / 7] for stamp, mail in zip(stamps, mails, strict=True)]
+    names = ["created_at", "eventTime", "revenue", "sent", "y"]
+    path = str(write_rows(tmp_path / "t.csv", names, rows))
+    splits = table(path, target="y", test_fraction=0.0, normalize=False)
+    assert isinstance(splits.train, Split)
+    assert "'created_at' was read as Unix time, in UTC; data.kinds={created_at: number}" in " ".join(splits.notes)
+    values = dict(zip(splits.spec.feature_names, splits.train.inputs[0].T.tolist(), strict=True))
+    for name in ("created_at", "eventTime", "sent"):
+        assert values[f"{name} day"] == moments.day.tolist()
+        assert values[f"{name} hour"] == moments.hour.tolist()
+    assert values["revenue"] == stamps
+
+    as_typed = table(path, target="y", test_fraction=0.0, kinds={"created_at": "number"})
+    assert "created_at" in as_typed.spec.feature_names
+    assert "created_at" not in " ".join(as_typed.notes)

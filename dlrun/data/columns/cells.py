@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
+from email.utils import parsedate_tz
 from functools import cached_property
 from typing import Any, overload
 
@@ -34,6 +35,13 @@ _HAS_GROUPS = {".": re.compile(r"[+-]?\d{1,3}(?:,\d{3})+"), ",": re.compile(r"[+
 _DATE = re.compile(
     r"(\d{1,4})([-/.])(\d{1,2})\2(\d{1,4})(?:[ T]+(\d{1,2}):(\d{2})(?::(\d{2})(?:[.,]\d+)?)?(?:Z|[+-]\d{2}:?\d{2})?)?"
 )
+# As mails and web servers write them (RFC 2822): Tue, 15 Nov 1994 12:45:26 +0000, with or without the weekday and time.
+_MAIL_DATE = re.compile(
+    r"(?:(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun), *)?\d{1,2} (?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec) \d{4}"
+    r"(?: \d{2}:\d{2}(?::\d{2})?(?: (?:[+-]\d{4}|[A-Z]{1,4}))?)?"
+)
+# Seconds or milliseconds since 1970, of the years 2001 to 2128.
+_STAMP = re.compile(r"([1-4]\d{9})(\d{3})?(?:\.\d*)?")
 
 
 def is_gap(cell: str) -> bool:
@@ -228,9 +236,10 @@ def choose_day_first(cells: Iterable[str]) -> bool | None:
 
 def parse_date(cell: str, day_first: bool) -> datetime | None:
     """The date and time that a cell holds, as they are written; None if it holds none."""
-    match = _DATE.fullmatch(cell.strip())
+    text = cell.strip()
+    match = _DATE.fullmatch(text)
     if match is None:
-        return None
+        return _parse_mail_date(text)
 
     first = int(match[1])
     middle = int(match[3])
@@ -251,3 +260,19 @@ def parse_date(cell: str, day_first: bool) -> datetime | None:
         return datetime(year, month, day, hour, int(match[6] or 0), int(match[7] or 0))
     except ValueError:
         return None
+
+
+def _parse_mail_date(text: str) -> datetime | None:
+    fields = parsedate_tz(text) if _MAIL_DATE.fullmatch(text) else None
+    if fields is None:
+        return None
+    try:
+        return datetime(*fields[:6])
+    except ValueError:
+        return None
+
+
+def parse_stamp(cell: str) -> datetime | None:
+    """The date and time in UTC of a Unix stamp, in seconds or milliseconds; None if a cell holds none."""
+    match = _STAMP.fullmatch(cell.strip())
+    return None if match is None else datetime.fromtimestamp(int(match[1]), UTC)

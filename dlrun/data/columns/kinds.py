@@ -9,7 +9,7 @@ import numpy as np
 
 from dlrun.core.errors import RequestError
 from dlrun.core.suggest import did_you_mean
-from dlrun.data.columns.cells import as_cells, find_gaps, is_gap, parse_column, parse_date
+from dlrun.data.columns.cells import as_cells, find_gaps, is_gap, parse_column, parse_date, parse_stamp
 from dlrun.data.columns.reading import TableFile
 
 Kind = Literal["number", "category", "date", "drop"]
@@ -25,6 +25,10 @@ _MOST_MISTAKES_SHARE = 0.05
 
 # PassengerId, customer_id, Unnamed: 0 (as pandas writes an index), but not "humid".
 _ID_NAME = re.compile(r".*[a-z]I[dD]$|.*ID$|(.*[ _-])?([Ii]d|idx|[Ii]ndex|rownames?)$|Unnamed.*|#$")
+# timestamp, created_at, updatedAt, event_time, startDate, but not "update" or "lifetime".
+_STAMP_NAME = re.compile(
+    r"(.*[ _-])?([Tt]ime|[Dd]ate|ts|at|[Tt]imestamp|[Dd]atetime)$|.*[a-z](Time|Date|At|Timestamp)$"
+)
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,9 @@ def judge_kind(file: TableFile, index: int) -> ColumnKind:
         looks_like_id = index in file.unnamed or _ID_NAME.match(name) is not None
         if looks_like_id and _are_distinct_integers(numbers):
             return ColumnKind(name, index, "drop", "numbers the rows")
+        # Name and size must both say so: a quantity of 1.6 billion is no date.
+        if _STAMP_NAME.match(name) and holds_stamps(cells):
+            return ColumnKind(name, index, "date")
         return ColumnKind(name, index, "number")
 
     count = len(cells) - int(find_gaps(cells).sum())
@@ -135,6 +142,12 @@ def judge_kind(file: TableFile, index: int) -> ColumnKind:
 
 def _are_distinct_integers(values: "np.ndarray[tuple[int, ...], np.dtype[np.float64]]") -> bool:
     return bool((values == np.round(values)).all()) and len(np.unique(values)) == len(values) > 1
+
+
+def holds_stamps(cells: Sequence[str]) -> bool:
+    """Whether all cells but gaps are Unix stamps, in seconds or milliseconds, and there are any."""
+    distinct = [cell for cell in as_cells(cells).encoded[0] if not is_gap(cell)]
+    return bool(distinct) and all(parse_stamp(cell) for cell in distinct)
 
 
 def counts_rows(cells: Sequence[str]) -> bool:

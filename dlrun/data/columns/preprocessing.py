@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlrun.core.errors import DataError
-from dlrun.data.columns.cells import as_cells, find_gaps, is_gap, parse_column, parse_date
+from dlrun.data.columns.cells import as_cells, find_gaps, is_gap, parse_column, parse_date, parse_stamp
 
 VERSION = 1
 # The category of gaps.
@@ -307,7 +307,7 @@ def split_dates(cells: Sequence[str], day_first: bool) -> tuple[dict[str, NDArra
     for number, cell in enumerate(distinct):
         if is_gap(cell):
             continue
-        date = parse_date(cell, day_first)
+        date = parse_date(cell, day_first) or parse_stamp(cell)
         if date is None:
             is_wrong[number] = True
         else:
