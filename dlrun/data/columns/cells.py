@@ -35,10 +35,10 @@ _HAS_GROUPS = {".": re.compile(r"[+-]?\d{1,3}(?:,\d{3})+"), ",": re.compile(r"[+
 _DATE = re.compile(
     r"(\d{1,4})([-/.])(\d{1,2})\2(\d{1,4})(?:[ T]+(\d{1,2}):(\d{2})(?::(\d{2})(?:[.,]\d+)?)?(?:Z|[+-]\d{2}:?\d{2})?)?"
 )
-# As mails and web servers write them (RFC 2822): Tue, 15 Nov 1994 12:45:26 +0000, with or without the weekday and time.
+# As mails and web servers write them (RFC 2822), weekday and zone may be left out: Tue, 15 Nov 1994 12:45:26 +0000.
 _MAIL_DATE = re.compile(
     r"(?:(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun), *)?\d{1,2} (?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec) \d{4}"
-    r"(?: \d{2}:\d{2}(?::\d{2})?(?: (?:[+-]\d{4}|[A-Z]{1,4}))?)?"
+    r" \d{2}:\d{2}(?::\d{2})?(?: (?:[+-]\d{4}|[A-Z]{1,4}))?"
 )
 # Seconds or milliseconds since 1970, of the years 2001 to 2128.
 _STAMP = re.compile(r"([1-4]\d{9})(\d{3})?(?:\.\d*)?")

@@ -40,6 +40,7 @@ with Path(file).open(encoding="utf-8-sig", newline="") as opened:
 if not any(column["name"] in names for column in how["columns"]):  # other names: in the order of training
     names = [column["name"] for column in how["columns"]]
 DATE = re.compile(r"(\\d{1,4})[-/.](\\d{1,2})[-/.](\\d{1,4})(?:[ T]+(\\d{1,2}):.*)?")
+STAMP = re.compile(r"([1-4]\\d{9})(\\d{3})?(?:\\.\\d*)?")
 
 
 def number(cell, decimal):
@@ -48,16 +49,20 @@ def number(cell, decimal):
 
 
 def date(cell, day_first):
-    parts = DATE.fullmatch(cell).groups()
-    first, middle, last, hour = (int(part or 0) for part in parts)
-    year, month, day = last, first, middle
-    if len(parts[0]) == 4:
-        year, month, day = first, middle, last
-    elif day_first:
-        year, month, day = last, middle, first
-    year += (1900 if year >= 69 else 2000) if year < 100 else 0
-    whole = datetime(year, month, day, hour)
-    return {"year": year, "month": month, "day": day, "weekday": whole.weekday(), "hour": hour}
+    if stamp := STAMP.fullmatch(cell):  # Unix time, in seconds or milliseconds
+        whole = datetime.fromtimestamp(int(stamp[1]), timezone.utc)
+    elif match := DATE.fullmatch(cell):
+        first, middle, last, hour = (int(part or 0) for part in match.groups())
+        year, month, day = last, first, middle
+        if len(match[1]) == 4:
+            year, month, day = first, middle, last
+        elif day_first:
+            year, month, day = last, middle, first
+        year += (1900 if year >= 69 else 2000) if year < 100 else 0
+        whole = datetime(year, month, day, hour)
+    else:  # Tue, 15 Nov 1994 12:45:26 +0000
+        whole = datetime(*parsedate_tz(cell)[:6])
+    return {part: getattr(whole, part) for part in ("year", "month", "day", "hour")} | {"weekday": whole.weekday()}
 
 
 features = []
@@ -195,7 +200,9 @@ def render_loader(kind: str, task: str) -> str:
         library={"text": "\nimport unicodedata", "document": "\nimport unicodedata"}.get(kind, ""),
         first="import csv\n" if kind in ("columns", "series") else "",
         dates="import re\n" if kind in ("columns", "document") else "",
-        later="\nfrom datetime import datetime" if kind == "columns" else "",
+        later="\nfrom datetime import datetime, timezone\nfrom email.utils import parsedate_tz"
+        if kind == "columns"
+        else "",
     )
     printing = _PRINT_STEPS if kind == "series" else _PRINT[task]
     return head + _READ[kind] + _RUN + printing

@@ -4,6 +4,7 @@ import csv
 import json
 import random
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,13 @@ QUIET = ("tracking.graph=false", "figures=false", "trainer.progress=off", "train
 @pytest.mark.parametrize("model", ["mlp", "tabular"])
 def test_an_export_carries_the_preprocessing(model: str, dlrun: Callable, loaded: Callable, tmp_path: Path) -> None:
     draw = random.Random(0)
-    lines = ["area;street;sold;price"]
+    lines = ["area;street;sold;sent;created_at;price"]
     for _ in range(80):
         area = draw.uniform(40, 300)
         day = f"{draw.randint(1, 28)}.{draw.randint(1, 12)}.{draw.randint(2010, 2024)}"
         cells = [f"{area:.1f}".replace(".", ","), draw.choice(["Pave", "Grvl", ""]), draw.choice([day, "NA"])]
+        stamp = draw.randint(1_600_000_000, 1_700_000_000)
+        cells += [datetime.fromtimestamp(stamp, UTC).strftime("%a, %d %b %Y %H:%M:%S +0100"), str(stamp)]
         lines.append(";".join([*cells, f"€ {200 + area:.0f}.000"]))
     (tmp_path / "houses.csv").write_text("\n".join(lines))
     # The loader takes commas between cells.
@@ -39,7 +42,13 @@ def test_an_export_carries_the_preprocessing(model: str, dlrun: Callable, loaded
 
     assert dlrun("export", "run", "format=safetensors").code == 0
     about = json.loads((tmp_path / "run" / "export" / "safetensors" / "model.json").read_text())
-    assert [column["name"] for column in about["preprocessing"]["columns"]] == ["area", "street", "sold"]
+    assert [column["name"] for column in about["preprocessing"]["columns"]] == [
+        "area",
+        "street",
+        "sold",
+        "sent",
+        "created_at",
+    ]
     refused = dlrun("export", "run", "format=python")
     assert refused.code == 2
     assert (
