@@ -27,9 +27,9 @@ from rows import HERE, Row
 QUIET = ("figures=false", "tracking.graph=false")
 STACK = 64
 
-# One cycle of the rate over five epochs of large batches.
+# One cycle of the rate, up to ten times optimizer.lr, over five epochs of large batches.
 RECIPE = ("model=resnet", "data=mnist", "data.val_fraction=0", "data.batch_size=256", "trainer.epochs=5")
-RECIPE = (*RECIPE, "optimizer=adam", "optimizer.lr=0.01", "scheduler=one_cycle")
+RECIPE = (*RECIPE, "optimizer=adam", "optimizer.lr=0.001", "scheduler=one_cycle")
 PRECISIONS = ("device.precision=fp32", "device.precision=bf16")
 
 
