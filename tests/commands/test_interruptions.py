@@ -154,15 +154,34 @@ def test_the_second_signal_stops_now_and_resume_makes_the_rest(
     assert read_results(Path("run")) == read_results(Path("whole"))
 
 
+SIGNALLED = """
+import os, signal, sys
+from dlrun.cli.main import main
+from dlrun.engine.state import TrainState
+
+log_model_metrics = TrainState.log_model_metrics
+
+
+def send_and_log(state):
+    if state.progress.step == {step}:
+        os.killpg(0, signal.{name})
+    log_model_metrics(state)
+
+
+TrainState.log_model_metrics = send_and_log
+sys.exit(main())
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
 def test_a_signal_to_the_whole_process_group_leaves_the_workers_at_work(
     name: str, dlrun: Callable[..., Any], warm: Any, tmp_path: Path
 ) -> None:
     words = (*WORDS, "trainer.epochs=5", "data.loader=workers", "data.num_workers=2", "checkpoint.every_steps=1")
-    process = warm.start("-m", "dlrun", *words, "hydra.run.dir=run", cwd=tmp_path, start_new_session=True)
-    wait_for(Path("run/checkpoints/last.pt"))
-    os.killpg(process.pid, signal.Signals[name])
+    # Sent by the run itself, in a step of the second epoch: from outside it may come after the end.
+    script = SIGNALLED.format(name=name, step=6)
+    process = warm.start("-c", script, *words, "hydra.run.dir=run", cwd=tmp_path, start_new_session=True)
     code = process.wait(timeout=300)
     assert code == 128 + signal.Signals[name], process.out + process.err
     assert process.err.count("interrupted") == 1, process.err
