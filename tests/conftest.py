@@ -306,11 +306,17 @@ sys.exit(main())
 
 
 @pytest.fixture
-def kill_at_save(python: Callable[..., Done]) -> Callable[..., None]:
+def killed_at_save() -> Callable[[int], str]:
+    """`killed_at_save(nth)`: the code of a command line whose process dies before its nth checkpoint file."""
+    return lambda nth: KILLED.format(nth=nth)
+
+
+@pytest.fixture
+def kill_at_save(python: Callable[..., Done], killed_at_save: Callable[[int], str]) -> Callable[..., None]:
     """`kill_at_save(nth, *words)`: a command line as a warm process that is killed before its nth checkpoint file."""
 
     def run(nth: int, *words: str) -> None:
-        done = python("-c", KILLED.format(nth=nth), *words)
+        done = python("-c", killed_at_save(nth), *words)
         assert done.code == -signal.SIGKILL, done.out + done.err
 
     return run
@@ -441,6 +447,12 @@ def cut(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, **settings: Any
 def comparison_without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sweeps and comparisons draw nothing: their pictures take a second, and are looked at by tests of their own."""
     monkeypatch.setattr("dlrun.sweep.comparison.plots.draw_all", lambda comparison, folder, **_: [])
+
+
+@pytest.fixture(scope="session")
+def pretended() -> ModuleType:
+    """tests/pretended_cuda.py, the stand-in for a GPU, not entered yet."""
+    return module_of("pretended_cuda")
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 import json
 import signal
 from collections.abc import Callable
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,6 @@ import torch
 from dlrun.engine.state import TrainState
 
 QUIET = ("tracking.graph=false", "figures=false")
-
-
-@pytest.fixture
-def pretended() -> Any:
-    """The stand-in of tests/pretended_cuda.py, not entered yet."""
-    spec = spec_from_file_location("pretended_cuda", Path(__file__).with_name("pretended_cuda.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.slow

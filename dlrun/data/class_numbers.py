@@ -3,10 +3,12 @@
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dlrun.core.errors import DataError, ErrorList, RequestError, join_names
+from dlrun.data.datasets import RowIndices, partition_by_class
 from dlrun.data.spec import MOST_CLASSES
 
 _MOST_MISTAKES = 10
@@ -78,3 +80,29 @@ def _find_problem(value: Any, is_text: bool) -> str:
     if isinstance(value, float):
         return "and classes are whole numbers or texts; write such"
     return f"and the first one is {'a text' if is_text else 'a whole number'}; write all alike"
+
+
+def refuse_many_classes(task: str, classes: Sequence[str], path: str) -> None:
+    """RequestError for a binary task with more than two classes."""
+    if task == "binary" and len(classes) > 2:
+        raise RequestError(f"data.task=binary: {path} holds {len(classes)} classes; type data.task=multiclass")
+
+
+def explain_single_class(train: Tensor, classes: Sequence[str], path: str) -> str:
+    """Why there is nothing to learn, if all training rows are of one class; else ""."""
+    if bool((train != train[0]).any()):
+        return ""
+    return f"{path} holds only the class '{classes[int(train[0])]}', so there is nothing to tell apart"
+
+
+def choose_rows(
+    numbered: Mapping[str, Tensor], classes: Sequence[str], test_fraction: float, seed: int, path: str
+) -> dict[str, tuple[str, RowIndices]]:
+    """Of each part the one that its rows are in, and the rows; a test part that is missing is drawn from training."""
+    rows = {part: (part, np.arange(len(codes))) for part, codes in numbered.items()}
+    if "test" in numbered:
+        return rows
+
+    train, test = partition_by_class(numbered["train"].numpy(), classes, test_fraction, seed, path)
+    rows["train"] = ("train", train)
+    return rows | ({"test": ("train", test)} if len(test) else {})

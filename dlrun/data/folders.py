@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from dlrun.core.errors import RequestError
 from dlrun.data.class_folders import LabelColumns, find_files, find_labelled_files, list_tables
-from dlrun.data.pictures import PictureOptions, build_picture_splits, check_pixel_range, measure_pixel_range
+from dlrun.data.class_numbers import refuse_many_classes
+from dlrun.data.pictures import PictureOptions, build_picture_splits, measure_pixel_range
 from dlrun.data.spec import Splits
 
 
@@ -47,7 +47,8 @@ def image_folder(
     images; else they are `Pictures` and the default is 0.5. task=binary: two classes, one output. Raises DataError
     or RequestError, naming the folder, file or key.
     """
-    options = PictureOptions(image_size, mean, std, grayscale, augment, in_memory, background, task=task)
+    pixels = tuple(pixel_range or ())
+    options = PictureOptions(image_size, mean, std, grayscale, augment, in_memory, background, pixels, task)
     options.check()
     folder = Path(path).expanduser()
     if labels is None:
@@ -74,14 +75,10 @@ def image_folder(
         elif labels is None and (tables := list_tables(folder)):
             nothing_to_learn += f"; if {tables[0]} names the files and their classes, type data.labels={tables[0]}"
     # One class is no mistake here: such data can still be evaluated.
-    if task == "binary" and len(class_names) > 2:
-        raise RequestError(f"data.task=binary: {folder} holds {len(class_names)} classes; type data.task=multiclass")
+    refuse_many_classes(task, class_names, str(folder))
 
     if pixel_range is None:
-        pixel_range, note = measure_pixel_range(files["train"])
+        pixels, note = measure_pixel_range(files["train"])
+        options = replace(options, pixel_range=pixels)
         notes += note
-    else:
-        check_pixel_range(pixel_range)
-
-    options = replace(options, pixel_range=pixel_range)
     return build_picture_splits(files, class_names, options, notes, unheeded, nothing_to_learn)

@@ -16,10 +16,9 @@ from dlrun.core.errors import DataError, RequestError, join_names
 from dlrun.core.suggest import did_you_mean
 from dlrun.core.user_code import get_first_clause
 from dlrun.data.class_folders import is_image
-from dlrun.data.class_numbers import number_classes
-from dlrun.data.datasets import partition_by_class
+from dlrun.data.class_numbers import choose_rows, explain_single_class, number_classes, refuse_many_classes
 from dlrun.data.origin import Origin
-from dlrun.data.pictures import EncodedPictures, PictureOptions, build_picture_splits, check_pixel_range
+from dlrun.data.pictures import EncodedPictures, PictureOptions, build_picture_splits
 from dlrun.data.spec import Splits
 
 HUGGINGFACE_TARGET = "dlrun.data.hub_sets.huggingface"
@@ -105,20 +104,9 @@ def huggingface(
     The other arguments are those of `image_folder`. Raises DataError or RequestError, naming set, column or row.
     """
     _import_datasets()
-    options = PictureOptions(
-        image_size,
-        mean,
-        std,
-        grayscale,
-        augment,
-        in_memory,
-        background,
-        tuple(pixel_range or ()),
-        task,
-        reads_once=True,
-    )
+    pixels = tuple(pixel_range or ())
+    options = PictureOptions(image_size, mean, std, grayscale, augment, in_memory, background, pixels, task, True)
     options.check()
-    check_pixel_range(options.pixel_range)
 
     splits = open_splits(path, subset)
     chosen = _choose_splits(path, splits, {"train": train_split, "val": val_split, "test": test_split})
@@ -137,28 +125,17 @@ def huggingface(
     if class_names is None:
         class_names = getattr(train.features[label], "names", None)
     numbered, classes = number_classes(labels, class_names, f"data.target={label}")
-    if task == "binary" and len(classes) > 2:
-        raise RequestError(f"data.task=binary: {path} holds {len(classes)} classes; type data.task=multiclass")
-    nothing_to_learn = ""
-    if len(set(numbered["train"].tolist())) == 1:
-        only = classes[int(numbered["train"][0])]
-        nothing_to_learn = f"{path} holds only the class '{only}', so there is nothing to tell apart"
-
-    rows = {part: np.arange(len(dataset)) for part, dataset in parts.items()}
+    refuse_many_classes(task, classes, path)
+    nothing_to_learn = explain_single_class(numbered["train"], classes, path)
     unheeded = {"test_fraction": f"the set's split {chosen['test']} is the test part"} if "test" in parts else {}
-    if "test" not in parts and not nothing_to_learn:
-        drawn = partition_by_class(numbered["train"].numpy(), classes, test_fraction, seed, path)
-        rows |= {part: drawn_rows for part, drawn_rows in zip(("train", "test"), drawn, strict=True) if len(drawn_rows)}
-        parts["test"] = parts["train"]
-        numbered["test"] = numbered["train"]
 
     place = Path(path).expanduser()
     folder = place.parent if place.is_file() else place
     pictures: dict[str, EncodedPictures] = {}
-    for part in ("train", "val", "test"):
-        if part in rows:
-            name = f"{path}[{chosen.get(part, chosen['train'])}]"
-            pictures[part] = HubPictures(parts[part], column, numbered[part], rows[part], name, folder)
+    drawn_fraction = 0.0 if nothing_to_learn else test_fraction
+    for part, (source, rows) in choose_rows(numbered, classes, drawn_fraction, seed, path).items():
+        name = f"{path}[{chosen[source]}]"
+        pictures[part] = HubPictures(parts[source], column, numbered[source], rows, name, folder)
     notes += tuple(_describe(path, splits, chosen, column, label))
     return build_picture_splits(pictures, classes, options, notes, unheeded, nothing_to_learn)
 

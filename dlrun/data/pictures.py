@@ -88,6 +88,7 @@ class PictureOptions:
         """Raise RequestError for values that suit no picture."""
         check_image_size(self.image_size)
         check_background(self.background)
+        _check_pixel_range(self.pixel_range)
         _split_augment(self.augment)
 
     def read(self, pictures: EncodedPictures, row: int) -> Tensor:
@@ -236,7 +237,7 @@ def _split_augment(augment: list[Any] | None) -> tuple[list[Any], list[Any]]:
     return steps_of_images, steps_of_batches
 
 
-def check_pixel_range(pixel_range: Sequence[float]) -> None:
+def _check_pixel_range(pixel_range: Sequence[float]) -> None:
     """Raise RequestError unless it is empty, or two finite numbers in ascending order."""
     if not len(pixel_range):
         return

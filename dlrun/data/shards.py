@@ -16,8 +16,7 @@ from torch import Tensor
 from dlrun.core.errors import DataError, ErrorList, RequestError, join_names
 from dlrun.core.suggest import did_you_mean
 from dlrun.data.class_folders import NAMES_OF_PARTS, is_image
-from dlrun.data.class_numbers import number_classes
-from dlrun.data.datasets import partition_by_class
+from dlrun.data.class_numbers import choose_rows, explain_single_class, number_classes, refuse_many_classes
 from dlrun.data.files.shards import (
     Places,
     SampleNames,
@@ -31,7 +30,7 @@ from dlrun.data.files.shards import (
     refuse_pickle,
 )
 from dlrun.data.origin import Origin
-from dlrun.data.pictures import EncodedPictures, PictureOptions, build_picture_splits, check_pixel_range
+from dlrun.data.pictures import EncodedPictures, PictureOptions, build_picture_splits
 from dlrun.data.spec import Splits
 
 WEBDATASET_TARGET = "dlrun.data.shards.webdataset"
@@ -137,20 +136,9 @@ def webdataset(
     The other arguments are those of `image_folder`. Raises DataError or RequestError, naming shard, key or argument.
     """
     import_webdataset()
-    options = PictureOptions(
-        image_size,
-        mean,
-        std,
-        grayscale,
-        augment,
-        in_memory,
-        background,
-        tuple(pixel_range or ()),
-        task,
-        reads_once=True,
-    )
+    pixels = tuple(pixel_range or ())
+    options = PictureOptions(image_size, mean, std, grayscale, augment, in_memory, background, pixels, task, True)
     options.check()
-    check_pixel_range(options.pixel_range)
     if order == "shards" and in_memory is None:
         # The order is for reading.
         options = replace(options, in_memory=False)
@@ -170,27 +158,16 @@ def webdataset(
 
     labels = {part: (values[part], parts[part].names) for part in parts}
     numbered, classes = number_classes(labels, class_names, f"data.target={field}")
-    if task == "binary" and len(classes) > 2:
-        raise RequestError(f"data.task=binary: {path} holds {len(classes)} classes; type data.task=multiclass")
-    nothing_to_learn = ""
-    if len(classes) == 1:
-        nothing_to_learn = f"{path} holds only the class '{classes[0]}', so there is nothing to tell apart"
-
-    rows = {part: np.arange(len(samples)) for part, samples in parts.items()}
+    refuse_many_classes(task, classes, path)
+    nothing_to_learn = explain_single_class(numbered["train"], classes, path)
     unheeded = {"test_fraction": "the shards bring a test part of their own"} if "test" in parts else {}
-    if "test" not in parts and not nothing_to_learn:
-        drawn = partition_by_class(numbered["train"].numpy(), classes, test_fraction, seed, path)
-        rows |= {part: drawn_rows for part, drawn_rows in zip(("train", "test"), drawn, strict=True) if len(drawn_rows)}
-        parts["test"] = train
-        numbered["test"] = numbered["train"]
     if options.in_memory and order == "shards":
         unheeded["order"] = "the pictures are held in memory"
 
-    pictures: dict[str, EncodedPictures] = {
-        part: ShardPictures(parts[part], kinds, numbered[part], rows[part], order == "shards")
-        for part in ("train", "val", "test")
-        if part in rows
-    }
+    pictures: dict[str, EncodedPictures] = {}
+    drawn_fraction = 0.0 if nothing_to_learn else test_fraction
+    for part, (source, rows) in choose_rows(numbered, classes, drawn_fraction, seed, path).items():
+        pictures[part] = ShardPictures(parts[source], kinds, numbered[source], rows, order == "shards")
     notes = tuple(_describe(shards, parts, kinds, field))
     return build_picture_splits(pictures, classes, options, notes, unheeded, nothing_to_learn)
 

@@ -12,11 +12,9 @@ from pyarrow import parquet
 
 from dlrun.core.errors import DataError, RequestError
 from dlrun.data.hub_sets import huggingface, open_splits
-from dlrun.runs.checkpoint import load
 
 datasets = pytest.importorskip("datasets")
 
-QUIET = ("tracking.graph=false", "figures=false", "checkpoint.every_steps=1", "trainer.log_every_steps=1")
 WORDS = (
     *("data=huggingface", "data.path=set", "data.image_size=8", "data.grayscale=true", "data.in_memory=false"),
     *("data.augment=[RandomHorizontalFlip]", "model=mlp", "model.hidden_sizes=[8]", "data.batch_size=16"),
@@ -140,23 +138,12 @@ def test_a_damaged_picture_is_named_by_its_row(tmp_path):
         splits.train[1]
 
 
-def test_the_library_is_asked_for(dlrun, folder, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "datasets", None)
-    done = dlrun(*WORDS)
-    assert done.code == 2
-    assert "type pip install 'dlrun[huggingface]'" in done.err
-    assert len(done.err.splitlines()) == 1
+def test_the_library_is_asked_for(refuse_without, folder):
+    refuse_without("datasets", "huggingface", *WORDS)
 
 
 @pytest.mark.slow
-def test_a_killed_run_ends_as_the_unbroken_one(dlrun, kill_at_save, folder, tmp_path):
+def test_a_killed_run_ends_as_the_unbroken_one(kill_and_resume, folder, tmp_path):
     # Saved, so that other processes write to no cache.
     datasets.DatasetDict(open_splits(str(folder))).save_to_disk(tmp_path / "saved")
-    words = (*WORDS, *QUIET, "data.path=saved")
-    assert dlrun(*words, "data.num_workers=0", "hydra.run.dir=whole").code == 0
-    whole = load(tmp_path / "whole" / "checkpoints" / "last.pt")["model"]
-    for workers, nth in ((0, 3), (1, 6), (2, 7)):
-        kill_at_save(nth, *words, f"data.num_workers={workers}", f"hydra.run.dir=cut{workers}")
-        assert dlrun("resume", f"cut{workers}").code == 0
-        resumed = load(tmp_path / f"cut{workers}" / "checkpoints" / "last.pt")["model"]
-        assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    kill_and_resume(*WORDS, "data.path=saved")

@@ -16,11 +16,10 @@ from dlrun.data.files import shards as shard_files
 from dlrun.data.folders import image_folder
 from dlrun.data.pictures import Pictures
 from dlrun.data.shards import find_shards, webdataset
-from dlrun.runs.checkpoint import load
 
 pytest.importorskip("webdataset")
 
-QUIET = ("tracking.graph=false", "figures=false", "checkpoint.every_steps=1", "trainer.log_every_steps=1")
+QUIET = ("tracking.graph=false", "figures=false")
 WORDS = (
     *("data=webdataset", "data.path=digits", "data.image_size=8", "data.grayscale=true", "data.in_memory=false"),
     *("data.augment=[RandomHorizontalFlip]", "paths.data=data", "model=mlp", "model.hidden_sizes=[8]"),
@@ -207,12 +206,8 @@ def test_compressed_shards_are_refused(tmp_path):
         read(tmp_path / "s")
 
 
-def test_the_library_is_asked_for(dlrun, digits, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "webdataset", None)
-    done = dlrun(*WORDS)
-    assert done.code == 2
-    assert "type pip install 'dlrun[webdataset]'" in done.err
-    assert len(done.err.splitlines()) == 1
+def test_the_library_is_asked_for(refuse_without, digits):
+    refuse_without("webdataset", "webdataset", *WORDS)
 
 
 @pytest.mark.slow
@@ -229,12 +224,5 @@ def test_rows_are_named_and_orders_read_alike(dlrun, digits, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("order", ["rows", "shards"])
-def test_a_killed_run_ends_as_the_unbroken_one(dlrun, kill_at_save, digits, tmp_path, order):
-    words = (*WORDS, *QUIET, f"data.order={order}")
-    assert dlrun(*words, "data.num_workers=0", "hydra.run.dir=whole").code == 0
-    whole = load(tmp_path / "whole" / "checkpoints" / "last.pt")["model"]
-    for workers, nth in ((0, 3), (1, 6), (2, 7)):
-        kill_at_save(nth, *words, f"data.num_workers={workers}", f"hydra.run.dir=cut{workers}")
-        assert dlrun("resume", f"cut{workers}").code == 0
-        resumed = load(tmp_path / f"cut{workers}" / "checkpoints" / "last.pt")["model"]
-        assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+def test_a_killed_run_ends_as_the_unbroken_one(kill_and_resume, digits, order):
+    kill_and_resume(*WORDS, f"data.order={order}")

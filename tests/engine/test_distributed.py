@@ -110,6 +110,27 @@ def compute_largest_difference(one: Path, two: Path) -> float:
     return max(float((a[key] - b[key]).abs().max()) for key in a)
 
 
+@pytest.fixture
+def train_twice(
+    dlrun: Callable[..., Any], ranks: Callable[..., Any], tmp_path: Path
+) -> Callable[..., tuple[Path, Path]]:
+    """`train_twice(batch_size, *words)`: the folders of one process and of two with half the batch, which end alike."""
+
+    def train(batch_size: int, *words: str) -> tuple[Path, Path]:
+        words = (*words, "trainer.epochs=2")
+        assert dlrun(*words, f"data.batch_size={batch_size}", "hydra.run.dir=one").code == 0
+        done = ranks(2, *words, f"data.batch_size={batch_size // 2}", "hydra.run.dir=two")
+        assert done.returncode == 0, done.stderr
+        one = tmp_path / "one"
+        two = tmp_path / "two"
+        assert compute_largest_difference(one, two) < 1e-5
+        for a, b in zip(rows_in(one), rows_in(two), strict=True):
+            assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
+        return one, two
+
+    return train
+
+
 def list_messages(done: "subprocess.CompletedProcess[str]") -> list[str]:
     """What dlrun said on stderr, without torchrun's own lines."""
     return [line for line in done.stderr.splitlines() if line.startswith("dlrun: ")]
@@ -237,100 +258,71 @@ class Rows:
 
 @pytest.mark.slow
 def test_chosen_metrics_see_the_rows_of_all_processes_once(
-    tmp_path: Path, ranks: Callable[..., Any], dlrun: Callable[..., Any]
+    tmp_path: Path, train_twice: Callable[..., tuple[Path, Path]]
 ) -> None:
     (tmp_path / "counting_metric.py").write_text(COUNTING)
-    words = (*WORDS, "task.metrics=[counting_metric.Rows,balanced_accuracy,log_loss]", "trainer.epochs=2")
+    words = (*WORDS, "task.metrics=[counting_metric.Rows,balanced_accuracy,log_loss]")
     words = (*words, "optimizer=sgd", "optimizer.lr=0.05", "checkpoint.monitor=val/log_loss")
-    assert dlrun(*words, "data.batch_size=26", "hydra.run.dir=one").code == 0
-    done = ranks(2, *words, "data.batch_size=13", "hydra.run.dir=two")
-    assert done.returncode == 0, done.stderr
-    for a, b in zip(rows_in(tmp_path / "one"), rows_in(tmp_path / "two"), strict=True):
-        assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
-        assert (b["train/Rows"], b["val/Rows"]) == (160, 40)
+    _, two = train_twice(26, *words)
+    assert all((row["train/Rows"], row["val/Rows"]) == (160, 40) for row in rows_in(two))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("words", [(), ("task.class_weights=[1,4]", "trainer.accumulate_steps=2")])
 def test_labels_train_as_in_one_process(
-    words: tuple[str, ...], tmp_path: Path, ranks: Callable[..., Any], dlrun: Callable[..., Any]
+    words: tuple[str, ...], tmp_path: Path, train_twice: Callable[..., tuple[Path, Path]]
 ) -> None:
     lines = [f"{i % 7},{i % 5},{int(i % 7 > 2)},{int(i % 5 > i % 3)}" for i in range(67)]
     (tmp_path / "rows.csv").write_text("a,b,p,q\n" + "\n".join(lines) + "\n")
     words = (*WORDS[1:], "data=csv", "task=multilabel", "data.path=rows.csv", "data.target=[p,q]", *words)
-    words = (*words, "optimizer=sgd", "optimizer.lr=0.05", "trainer.epochs=2")
-    assert dlrun(*words, "data.batch_size=26", "hydra.run.dir=one").code == 0
-    done = ranks(2, *words, "data.batch_size=13", "hydra.run.dir=two")
-    assert done.returncode == 0, done.stderr
-    assert compute_largest_difference(tmp_path / "one", tmp_path / "two") < 1e-5
-    for a, b in zip(rows_in(tmp_path / "one"), rows_in(tmp_path / "two"), strict=True):
-        assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
+    words = (*words, "optimizer=sgd", "optimizer.lr=0.05")
+    train_twice(26, *words)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("loader", ["memory", "workers"])
 def test_an_autoencoder_trains_as_in_one_process(
-    loader: str, tmp_path: Path, ranks: Callable[..., Any], dlrun: Callable[..., Any]
+    loader: str, tmp_path: Path, train_twice: Callable[..., tuple[Path, Path]]
 ) -> None:
     # The last batch of an epoch has a single row.
     words = ("data=digits", "data.image_size=8", "data.train_rows=53", "model=mlp", "model.hidden_sizes=[4]")
     words = (*words, *WORDS[3:], "task=autoencoder", f"data.loader={loader}", "data.num_workers=0")
-    words = (*words, "optimizer=sgd", "optimizer.lr=0.05", "trainer.epochs=2")
-    assert dlrun(*words, "data.batch_size=26", "hydra.run.dir=one").code == 0
-    done = ranks(2, *words, "data.batch_size=13", "hydra.run.dir=two")
-    assert done.returncode == 0, done.stderr
-    assert compute_largest_difference(tmp_path / "one", tmp_path / "two") < 1e-5
-    for a, b in zip(rows_in(tmp_path / "one"), rows_in(tmp_path / "two"), strict=True):
-        assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
+    words = (*words, "optimizer=sgd", "optimizer.lr=0.05")
+    train_twice(26, *words)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("in_memory", ["true", "false"])
 def test_mixed_batches_train_as_in_one_process(
-    in_memory: str, tmp_path: Path, formats: Any, ranks: Callable[..., Any], dlrun: Callable[..., Any]
+    in_memory: str, tmp_path: Path, formats: Any, train_twice: Callable[..., tuple[Path, Path]]
 ) -> None:
     formats.write_folder(tmp_path / "photos", {"a": 20, "b": 16}, (12, 12))
     words = ("data=image_folder", "data.path=photos", "data.image_size=8", "data.augment=[MixUp,CutMix]")
     words = (*words, f"data.in_memory={in_memory}", "data.num_workers=0", "data.mean=[0.5,0.5,0.5]", "model=mlp")
-    words = (*words, *WORDS[3:], "optimizer=sgd", "optimizer.lr=0.05", "trainer.epochs=2")
-    assert dlrun(*words, "data.batch_size=10", "hydra.run.dir=one").code == 0
-    done = ranks(2, *words, "data.batch_size=5", "hydra.run.dir=two")
-    assert done.returncode == 0, done.stderr
-    assert compute_largest_difference(tmp_path / "one", tmp_path / "two") < 1e-5
-    for a, b in zip(rows_in(tmp_path / "one"), rows_in(tmp_path / "two"), strict=True):
-        assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
+    words = (*words, *WORDS[3:], "optimizer=sgd", "optimizer.lr=0.05")
+    train_twice(10, *words)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("order", ["rows", "shards"])
 def test_shards_train_as_in_one_process(
-    order: str, tmp_path: Path, formats: Any, ranks: Callable[..., Any], dlrun: Callable[..., Any]
+    order: str, tmp_path: Path, formats: Any, train_twice: Callable[..., tuple[Path, Path]]
 ) -> None:
     pytest.importorskip("webdataset")
     formats.write_digit_shards(tmp_path / "digits", rows=90, shards=6)
     words = ("data=webdataset", "data.path=digits", "data.image_size=8", f"data.order={order}", "data.in_memory=false")
     words = (*words, "paths.data=data", "data.num_workers=1", "model=mlp", *WORDS[3:])
-    words = (*words, "optimizer=sgd", "optimizer.lr=0.05", "trainer.epochs=2")
-    assert dlrun(*words, "data.batch_size=16", "hydra.run.dir=one").code == 0
-    done = ranks(2, *words, "data.batch_size=8", "hydra.run.dir=two")
-    assert done.returncode == 0, done.stderr
-    assert compute_largest_difference(tmp_path / "one", tmp_path / "two") < 1e-5
+    words = (*words, "optimizer=sgd", "optimizer.lr=0.05")
+    train_twice(16, *words)
 
 
 @pytest.mark.slow
-def test_several_outputs_train_as_in_one_process(
-    tmp_path: Path, ranks: Callable[..., Any], dlrun: Callable[..., Any]
-) -> None:
+def test_several_outputs_train_as_in_one_process(tmp_path: Path, train_twice: Callable[..., tuple[Path, Path]]) -> None:
     lines = [f"{i % 7},{i % 5},{(i % 7) * 0.3 - i % 5},{'abc'[i % 3]}" for i in range(67)]
     (tmp_path / "rows.csv").write_text("a,b,p,q\n" + "\n".join(lines) + "\n")
     words = (*WORDS[1:], "data=csv", "data.path=rows.csv", "data.target=[p,q]", "task.weights={p: 0.1}")
-    words = (*words, "optimizer=sgd", "optimizer.lr=0.05", "trainer.epochs=2", "trainer.accumulate_steps=2")
-    assert dlrun(*words, "data.batch_size=26", "hydra.run.dir=one").code == 0
-    done = ranks(2, *words, "data.batch_size=13", "hydra.run.dir=two")
-    assert done.returncode == 0, done.stderr
-    assert compute_largest_difference(tmp_path / "one", tmp_path / "two") < 1e-5
-    for a, b in zip(rows_in(tmp_path / "one"), rows_in(tmp_path / "two"), strict=True):
-        assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
+    words = (*words, "optimizer=sgd", "optimizer.lr=0.05", "trainer.accumulate_steps=2")
+    train_twice(26, *words)
 
 
 SCALED = """
@@ -350,16 +342,13 @@ class Scaled(nn.Module):
 
 @pytest.mark.slow
 def test_a_loss_with_weights_of_its_own_trains_as_in_one_process(
-    tmp_path: Path, ranks: Callable[..., Any], dlrun: Callable[..., Any]
+    tmp_path: Path, train_twice: Callable[..., tuple[Path, Path]]
 ) -> None:
     (tmp_path / "scaled_loss.py").write_text(SCALED)
-    words = (*WORDS, "task.loss=scaled_loss.Scaled", "optimizer=momentum", "trainer.epochs=2", "data.train_rows=27")
+    words = (*WORDS, "task.loss=scaled_loss.Scaled", "optimizer=momentum", "data.train_rows=27")
     more = ("trainer.accumulate_steps=2", "trainer.grad_clip_norm=0.5")
-    assert dlrun(*words, *more, "data.batch_size=26", "hydra.run.dir=one").code == 0
-    done = ranks(2, *words, *more, "data.batch_size=13", "hydra.run.dir=two")
-    assert done.returncode == 0, done.stderr
-    assert compute_largest_difference(tmp_path / "one", tmp_path / "two") < 1e-5
-    a, b = (load(tmp_path / name / "checkpoints" / "last.pt")["loss"] for name in ("one", "two"))
+    folders = train_twice(26, *words, *more)
+    a, b = (load(folder / "checkpoints" / "last.pt")["loss"] for folder in folders)
     assert (a["scale"] - 1).abs().max() > 1e-4
     torch.testing.assert_close(a["scale"], b["scale"], rtol=1e-6, atol=1e-7)
     assert torch.equal(b["unused"], torch.ones(2))

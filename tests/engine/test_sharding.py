@@ -59,28 +59,6 @@ def assert_equal_runs(one: Path, two: Path, relative: float = 1e-5, relative_of_
         assert row == pytest.approx(other, rel=relative_of_rows, abs=0.01 * relative_of_rows)
 
 
-# A command line whose process dies before its nth checkpoint.
-KILLED = """
-import os, signal, sys
-from dlrun.cli.main import main
-from dlrun.runs import checkpoint_manager
-
-save = checkpoint_manager.save_encoded
-calls = []
-
-
-def save_or_die(*arguments):
-    calls.append(1)
-    if len(calls) == {nth}:
-        os.kill(os.getpid(), signal.SIGKILL)
-    save(*arguments)
-
-
-checkpoint_manager.save_encoded = save_or_die
-sys.exit(main())
-"""
-
-
 def list_messages(done: Any) -> list[str]:
     return [line for line in done.stderr.splitlines() if line.startswith("dlrun: ")]
 
@@ -182,17 +160,17 @@ def test_a_loss_of_the_net_may_be_made_of_its_weights(
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_with_any_number_of_processes(
-    tmp_path: Path, ranks: Callable[..., Any], dlrun: Callable[..., Any]
+    tmp_path: Path, ranks: Callable[..., Any], dlrun: Callable[..., Any], killed_at_save: Callable[[int], str]
 ) -> None:
     """Begun with three, then two, then three again, one without the others, and two."""
     words = (*WORDS, "optimizer=momentum", "trainer.ema_decay=0.9", "trainer.epochs=6", "checkpoint.every_steps=4")
     assert dlrun(*words, "data.batch_size=24", "hydra.run.dir=one").code == 0
     words = (*words, "data.batch_size=8", SHARDED, "hydra.run.dir=run")
-    done = ranks(3, *words, "resume=auto", start=("-c", KILLED.format(nth=4)))
+    done = ranks(3, *words, "resume=auto", start=("-c", killed_at_save(4)))
     assert done.returncode == -signal.SIGKILL
     # The first file of the second attempt is the fifth.
     for count, nth in ((2, 3), (1, 3)):
-        done = ranks(count, "resume", "run", start=("-c", KILLED.format(nth=nth)))
+        done = ranks(count, "resume", "run", start=("-c", killed_at_save(nth)))
         assert done.returncode == -signal.SIGKILL, done.stderr
     done = ranks(2, "resume", "run")
     assert done.returncode == 0, done.stderr
@@ -201,14 +179,14 @@ def test_a_killed_run_goes_on_with_any_number_of_processes(
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_exactly_and_ends_under_ddp(
-    tmp_path: Path, ranks: Callable[..., Any], dlrun: Callable[..., Any]
+    tmp_path: Path, ranks: Callable[..., Any], dlrun: Callable[..., Any], killed_at_save: Callable[[int], str]
 ) -> None:
     """With a callback of the user's, whose on_fit_start changes weights, dropout, and a save amid an epoch."""
     (tmp_path / "own_net.py").write_text(OWN)
     words = ("data=blobs", *WORDS[3:], "model._target_=own_net.Net", "optimizer=adam", "data.batch_size=12", SHARDED)
     words = (*words, "+callbacks.s._target_=own_net.Shares", "checkpoint.every_steps=4", "trainer.ema_decay=0.9")
     assert ranks(2, *words, "hydra.run.dir=whole").returncode == 0
-    done = ranks(2, *words, "hydra.run.dir=run", start=("-c", KILLED.format(nth=4)))
+    done = ranks(2, *words, "hydra.run.dir=run", start=("-c", killed_at_save(4)))
     assert done.returncode == -signal.SIGKILL, done.stderr
     shutil.copytree(tmp_path / "run", tmp_path / "other")
     trust = "trusted_modules=[own_net]"
