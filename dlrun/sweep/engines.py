@@ -158,7 +158,7 @@ def run_stack(unit: Unit, file: Path, report: Report, note: Callable[[str], None
     if runs:
         recorded = [job.key not in open_keys for job in jobs]
         try:
-            code = Stack(runs, file, recorded, report_run, note).train()
+            code = Stack(runs, file, recorded, report_run, note, unit.halving).train()
         except KeyboardInterrupt as interrupt:
             code = signals.get_interrupt_exit_code(interrupt)
         except Exception as error:

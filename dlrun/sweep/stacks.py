@@ -10,6 +10,7 @@ from dlrun.engine.device import get_rng_state
 from dlrun.engine.stack.model import has_chain
 from dlrun.experiment.context import RunContext
 from dlrun.experiment.stack import choice
+from dlrun.experiment.stack.halving import Halving
 from dlrun.experiment.stack.stack import Prepared, prepare_run, read_keys
 from dlrun.sweep.jobs import Job, has_own_code
 
@@ -32,6 +33,8 @@ class Unit:
     file: Path | None = None
     # Keys of jobs that are finished, and train along so that the others do as before.
     finished: frozenset[str] = frozenset()
+    # Of a search, ends the worse runs of a stack between two epochs.
+    halving: Halving | None = None
 
     @property
     def open_jobs(self) -> list[Job]:

@@ -19,6 +19,8 @@ class Member(TrainerView):
         super().__init__(state)
         self.callbacks = CallbackList([BestEpoch(), *callbacks])
         self.error: Exception | None = None
+        # Whether the stack goes on without it.
+        self.is_pruned = False
         # At the end of an epoch, where they are all that the model's state holds.
         self.weights: MemberWeights | None = None
 
@@ -49,13 +51,15 @@ class Member(TrainerView):
     @property
     def is_finished(self) -> bool:
         """Whether the member leaves the stack."""
-        return self.error is not None or self.state.is_finished
+        return self.error is not None or self.is_pruned or self.state.is_finished
 
     @property
     def status(self) -> str:
-        """ "completed", "early_stopped", "failed", or "interrupted" for a member that is still training."""
+        """ "completed", "early_stopped", "pruned", "failed", or "interrupted" for a member that is still training."""
         if self.error is not None:
             return "failed"
+        if self.is_pruned:
+            return "pruned"
         if not self.state.is_finished:
             return "interrupted"
         return "completed" if self.state.is_done else "early_stopped"

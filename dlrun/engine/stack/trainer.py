@@ -35,10 +35,11 @@ class StackTrainer:
         on_members_end: Callable[[list[Member]], object] = list,
         on_epoch_end: Callable[["StackTrainer"], object] = id,
         on_validation_end: Callable[["StackTrainer"], object] = id,
+        on_rows: Callable[["StackTrainer"], object] = id,
     ) -> None:
         """on_members_end: called with those that have left the stack; on_epoch_end: called between two epochs.
 
-        on_validation_end: called before the members end their epoch.
+        on_validation_end: called before the members end their epoch; on_rows: called after it, and before any leaves.
         """
         # Members whose optimizers are of one kind are neighbours, so that these are stepped together.
         self.members = sorted(members, key=lambda member: optimizers.describe_kind(member.optimizer))
@@ -46,6 +47,7 @@ class StackTrainer:
         self.on_members_end = on_members_end
         self.on_epoch_end = on_epoch_end
         self.on_validation_end = on_validation_end
+        self.on_rows = on_rows
 
         first = self.members[0].state
         assert isinstance(first.train, MemoryBatches)
@@ -97,6 +99,7 @@ class StackTrainer:
                 return False
 
             self.end_epoch()
+            self.on_rows(self)
             self.retire_members()
             if self.members and self.stop_requested():
                 return False

@@ -20,6 +20,7 @@ from dlrun.engine.stack.trainer import StackTrainer
 from dlrun.experiment import run as single
 from dlrun.experiment.context import Preflight, RunContext
 from dlrun.experiment.setup import enter_device_session
+from dlrun.experiment.stack.halving import Halving
 from dlrun.experiment.stack.member import SparseDiagnostics, StackedRun, probe_together
 from dlrun.runs import checkpoint
 
@@ -70,12 +71,17 @@ class Stack:
         recorded: Sequence[bool],
         on_run_end: RunEnd,
         say: Callable[[str], None],
+        halving: Halving | None = None,
     ) -> None:
-        """recorded: which runs have their folders already, and train along so that the others do as before."""
+        """recorded: which runs have their folders already, and train along so that the others do as before.
+
+        halving: ends the worse runs between two epochs; None trains all to their ends.
+        """
         self.runs = list(runs)
         self.file = file
         self.recorded = list(recorded)
         self.on_run_end = on_run_end
+        self.halving = halving
         self.disk_problems = DiskProblems(say)
         self.is_stopping = False
         self.is_due = False
@@ -95,7 +101,7 @@ class Stack:
                 return self.is_stopping or stop_requested()
 
             trainer = StackTrainer(
-                [run.member for run in self.runs], is_stopped, self.record, self.save_if_due, self.probe
+                [run.member for run in self.runs], is_stopped, self.record, self.save_if_due, self.probe, self.prune
             )
             # Before the first step: a stack that is killed now is resumed with the same members.
             if not self.restore(trainer):
@@ -130,6 +136,20 @@ class Stack:
             return
         with trainer.model.evaluation_mode():
             probe_together(trainer.model, looking, trainer.train_data.order.batch_size)
+
+    def prune(self, trainer: StackTrainer) -> None:
+        """Choose the members that leave after the epoch that has just ended."""
+        training: dict[str, Member] = {}
+        for member in [] if self.halving is None else trainer.members:
+            if not member.is_finished:
+                training[self.runs[self.find_number(member)].request.key] = member
+        if self.halving is None or not training:
+            return
+
+        # A member that has failed has not ended the epoch.
+        epoch = next(iter(training.values())).state.progress.epoch
+        for key in self.halving.choose_worse(epoch, {key: member.row for key, member in training.items()}):
+            training[key].is_pruned = True
 
     def record(self, members: Sequence[Member]) -> None:
         """Write the folders of the runs that have left the stack."""

@@ -74,15 +74,19 @@ class Answer:
         trained = 0
         planned = 0
         pruned = 0
-        for job in self.trials.list_all_jobs():
-            run = RunRecord(job.folder)
-            epochs = job.request.config["trainer"]["epochs"]
-            trained += run.epochs
-            if run.result.get("status") == "pruned":
-                pruned += 1
-                planned += (epochs or run.epochs) * len(self.trials.seeds)
-            else:
-                planned += run.epochs
+        counted = set[str]()
+        for trial in self.trials.ledger.trials:
+            # A point that was proposed twice was trained once.
+            jobs = [job for job in self.trials.find_jobs(trial) if job.key not in counted]
+            counted.update(job.key for job in jobs)
+            runs = [RunRecord(job.folder) for job in jobs]
+            trained += sum(run.epochs for run in runs)
+            is_pruned = any(run.result.get("status") == "pruned" for run in runs)
+            pruned += is_pruned
+            for job, run in zip(jobs, runs, strict=True):
+                # Of a pruned trial all seeds were planned, whether they were begun or not.
+                epochs = job.request.config["trainer"]["epochs"] if is_pruned else None
+                planned += epochs or run.epochs
         if not pruned:
             return ["no trial was pruned"]
         share = 100 * (1 - trained / planned)

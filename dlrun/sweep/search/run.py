@@ -15,6 +15,7 @@ from dlrun.experiment.builder import data_cache
 from dlrun.experiment.context import RunContext
 from dlrun.experiment.preflight import checks
 from dlrun.experiment.setup import may_log
+from dlrun.experiment.stack.halving import Halving
 from dlrun.runs.reports.console import Console, format_facts
 from dlrun.sweep import clusters, runner
 from dlrun.sweep.continuation import choose_folder, has_chosen_folder, prepare_job, refuse_other_search
@@ -27,7 +28,7 @@ from dlrun.sweep.search import answer
 from dlrun.sweep.search.objectives import Objective, read_objectives
 from dlrun.sweep.search.study import Study
 from dlrun.sweep.search.trials import Trials
-from dlrun.sweep.stacks import PreparedJobs
+from dlrun.sweep.stacks import PreparedJobs, Unit
 
 _DEFAULT_TRIALS = 20
 
@@ -59,13 +60,13 @@ class Search:
                 words = trials.ledger.words
 
             round_ = list(trials.open)
-            code = self.run_jobs(self.list_first_jobs(round_))
+            code = self.run_first_jobs(round_)
             if code or self.watcher.is_stopping:
                 return code
             if self.settings.pruner != "none":
                 more = self.list_further_jobs(round_)
                 trials.ledger.add(more, None)
-                code = self.run_jobs(more)
+                code = self.run_jobs(more, [])
                 if code or self.watcher.is_stopping:
                     return code
 
@@ -102,21 +103,54 @@ class Search:
                 jobs += of_trial[1:]
         return jobs
 
-    def run_jobs(self, jobs: Sequence[Job]) -> int:
-        """Run those jobs that have not ended; returns 0, or the exit code of an interruption."""
-        unfinished = self.trials.select_unfinished(jobs)
+    def run_first_jobs(self, trials: Sequence[Trial]) -> int:
+        """Run the jobs that trials begin with; returns 0, or the exit code of an interruption."""
+        jobs = self.list_first_jobs(trials)
+        if self.settings.pruner == "none":
+            return self.run_jobs(jobs, self.find_stacks(jobs))
+        if self.settings.pruner != "halving":
+            return self.run_jobs(jobs, [])
+
+        # In a stack all seeds of a trial train at the same time, so that their mean is judged.
+        first_jobs = {job.key: job for job in jobs}
+        trial_by_key: dict[str, int] = {}
+        of_all_seeds: list[Job] = []
+        for trial in trials:
+            for job in self.trials.find_jobs(trial):
+                trial_by_key.setdefault(job.key, trial.number)
+                of_all_seeds.append(first_jobs.get(job.key, job))
+
+        objective = self.trials.study.objectives[0]
+        halving = Halving(objective.name, objective.mode, trial_by_key)
+        stacks = [replace(unit, halving=halving) for unit in self.find_stacks(of_all_seeds)]
+        stacked_keys = {job.key for unit in stacks for job in unit.jobs}
+        jobs = [job for job in of_all_seeds if job.key in stacked_keys or job.key in first_jobs]
+        self.trials.ledger.add(jobs, None)
+        return self.run_jobs(jobs, stacks)
+
+    def find_stacks(self, jobs: Sequence[Job]) -> list[Unit]:
+        """Those of the jobs that train together, and the stacks that an earlier process has begun."""
         notes: list[str] = []
-        mode = self.settings.stack if self.settings.pruner == "none" else "off"
+        unfinished = self.trials.select_unfinished(jobs)
         stacks = runner.find_stacks(
-            self.trials.folder, self.trials.list_all_jobs(), unfinished, (), mode, PreparedJobs(), notes
+            self.trials.folder,
+            self.trials.list_all_jobs(),
+            unfinished,
+            (),
+            self.settings.stack,
+            PreparedJobs(),
+            notes,
         )
         for note in notes:
             if note not in self.notes:
                 self.watcher.note(note)
             self.notes.add(note)
+        return stacks
 
+    def run_jobs(self, jobs: Sequence[Job], stacks: Sequence[Unit]) -> int:
+        """Run those jobs that have not ended, each alone or in its stack; returns 0, or an interruption's exit code."""
         queue = []
-        for job in unfinished:
+        for job in self.trials.select_unfinished(jobs):
             try:
                 queue.append(prepare_job(job))
             except (UnreadableError, OSError) as error:
@@ -155,7 +189,9 @@ def run(requests: Sequence[Request]) -> int:
             f"the search has {count * sweep.seeds:,} runs and sweep.max_jobs={sweep.max_jobs}; type "
             f"sweep.max_jobs={count * sweep.seeds}"
         )
-    round_size = sweep.round or (count if study.is_independent and sweep.pruner == "none" else max(1, at_once))
+    # Halving compares the trials of a stack, other pruners those that have ended.
+    is_joint = sweep.pruner == "none" or (sweep.pruner == "halving" and sweep.stack == "on")
+    round_size = sweep.round or (count if study.is_independent and is_joint else max(1, at_once))
 
     trials = Trials(study, composer, ledger, seeds, count)
     notes = [note for note in first.notes if all(note in request.notes for request in requests)]

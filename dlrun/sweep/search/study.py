@@ -20,7 +20,8 @@ from dlrun.config.search_space import Parameter, SearchSpace, Value
 from dlrun.core.errors import RequestError
 from dlrun.core.user_code import get_first_clause
 from dlrun.experiment.callbacks.pruning import Pruner
-from dlrun.sweep.search.objectives import Objective, read_row
+from dlrun.experiment.stack.halving import read_value
+from dlrun.sweep.search.objectives import Objective
 
 if TYPE_CHECKING:
     import optuna
@@ -330,7 +331,7 @@ class StudyPruner(Pruner):
             warnings.simplefilter("ignore")
             if self._trial is None:
                 self._trial = self._make_trial()
-            value = read_row(self.metric or ("val/loss" if "val/loss" in row else "train/loss"), row)
+            value = read_value(self.metric, row)
             if math.isfinite(value):
                 self._trial.report(value, int(row["epoch"]))
             return bool(self._trial.should_prune())

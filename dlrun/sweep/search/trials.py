@@ -65,8 +65,8 @@ class Trials:
         """Whether no job of a trial is left to be run."""
         jobs = self.find_jobs(trial)
         if self.study.pruner != "none" and jobs and not self.is_complete(jobs[0]):
-            # The others are not begun then.
-            jobs = jobs[:1]
+            # The others are begun only if they train as one stack with the first.
+            jobs = jobs[:1] + [job for job in jobs[1:] if job.key in self.ledger.entries]
         return not self.select_unfinished(jobs)
 
     def propose(self, count: int) -> list[Trial]:
@@ -153,7 +153,8 @@ class Trials:
         curve = [] if self.study.pruner == "none" or not runs else self.study.objectives[0].get_curve(runs[0])
 
         if "pruned" in statuses:
-            return Result("PRUNED", (), curve, attributes)
+            # Runs that left a stack together: what they were judged by.
+            return Result("PRUNED", (), _average_curves(self.study.objectives[0], runs), attributes)
         if len(runs) < len(trial.keys) or not runs or not all(status in DONE for status in statuses):
             return Result("FAIL", (), curve, attributes)
         values = [_average(objective, runs) for objective in self.study.objectives]
@@ -175,6 +176,17 @@ class Trials:
     def folder(self) -> Path:
         """The sweep's folder."""
         return self.ledger.folder
+
+
+def _average_curves(objective: Objective, runs: Sequence[RunRecord]) -> list[tuple[int, float]]:
+    """The mean of the runs at each epoch that all of them have."""
+    curves = [dict(objective.get_curve(run)) for run in runs]
+    means = []
+    for epoch in curves[0]:
+        values = [curve[epoch] for curve in curves if epoch in curve]
+        if len(values) == len(curves):
+            means.append((epoch, sum(values) / len(values)))
+    return means
 
 
 def _average(objective: Objective, runs: Sequence[RunRecord]) -> float:

@@ -128,6 +128,43 @@ def test_a_pruned_run_is_taken_up_again(dlrun: Callable[..., Any]) -> None:
     assert resumed.result["weights_sha256"] == alone.result["weights_sha256"]
 
 
+def test_the_worse_trials_leave_their_stack(dlrun: Callable[..., Any], tmp_path: Path, warm: Any) -> None:
+    """Successive halving: 8 trials, then 2, then 1, after the epochs 1 and 4."""
+    rates = "optimizer.lr=" + ",".join(f"{0.4 * 0.7**n:.4f}" for n in range(8))
+    run = (*MLP[:4], "data.val_fraction=0.2", "data.batch_size=8", "trainer.epochs=6", "figures=false")
+    search = ("sweep.search=grid", "sweep.pruner=halving", "sweep.stack=on", "sweep.seeds=2")
+    done = dlrun("-m", *run, rates, *search, "sweep.dir=whole")
+    assert done.code == 0, done.err
+    assert "16 runs train as one stack" in done.out
+    results = read_results("whole")
+    assert [epochs for *_, epochs in results.values()] == [6, 6, 4, 4] + [1] * 12
+    assert all((status == "pruned") == (epochs < 6) for status, *_, epochs in results.values())
+    assert "7 of 8 trials were pruned, which saved 67 % of the epochs (32 of 96 trained)" in " ".join(done.out.split())
+
+    # Killed as the stack begins, and between two runs that leave it.
+    for folders in (0, 5):
+        first = ("resume", "cut") if folders else ("-m", *run, rates, *search, "sweep.dir=cut")
+        process = warm.start("-m", "dlrun", *first, cwd=tmp_path)
+        while process.poll() is None:
+            if list(Path("cut").glob("stack_*.pt")) and len(list(Path("cut").glob("*/result.json"))) >= folders:
+                break
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait(60)
+    assert len(read_results("cut")) < 16
+    assert dlrun("resume", "cut").code == 0
+    assert read_trials("cut") == read_trials("whole")
+    assert read_results("cut") == results
+
+    # One that left trains on as if it had never been in a stack.
+    name = next(name for name, result in results.items() if result[-1] == 4)
+    resumed = dlrun("resume", f"whole/{name}")
+    assert (resumed.code, resumed.result["status"]) == (0, "completed"), resumed.err
+    rate = name.partition("lr=")[2].partition(",")[0]
+    alone = dlrun(*run, f"optimizer.lr={rate}", f"seed={name[-1]}")
+    assert resumed.result["metrics"] == pytest.approx(alone.result["metrics"], rel=1e-4)
+
+
 def test_several_objectives_end_in_a_front(dlrun: Callable[..., Any]) -> None:
     words = ("-m", *MLP[:2], "model.hidden_sizes=[4],[64]", "trainer.epochs=1", "sweep.search=grid", "sweep.dir=s")
     done = dlrun(*words, "sweep.objectives=[min train/loss, min parameters]", "figures=false", "sweep.stack=off")
