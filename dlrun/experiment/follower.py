@@ -14,8 +14,12 @@ from dlrun.engine import device
 from dlrun.engine.distributed import Distributed, join_processes, wait_for_report_of_rank_zero
 from dlrun.engine.state import TrainState
 from dlrun.engine.trainer import Trainer
-from dlrun.experiment import run
+from dlrun.experiment.acceleration import compile_model
 from dlrun.experiment.context import RunContext
+from dlrun.experiment.finish import evaluate_best_weights
+from dlrun.experiment.resume import restore_checkpoint
+from dlrun.experiment.setup import prepare_run
+from dlrun.experiment.sharding import join_ranks
 from dlrun.runs.checkpoint_manager import CheckpointManager, gather_rank_states
 
 
@@ -45,7 +49,7 @@ def main(verbose: bool) -> int:
                 return 0
 
             folder_lock = stack.enter_context(lock.Lock())
-            context = ranks.rank_zero_first(lambda: run.prepare_run(request, stack, ranks, folder_lock))
+            context = ranks.rank_zero_first(lambda: prepare_run(request, stack, ranks, folder_lock))
             try:
                 return follow(request, context, stack)
             except (Exception, SystemExit) as error:
@@ -69,18 +73,18 @@ def follow(request: Request, context: RunContext, stack: contextlib.ExitStack) -
     """Train and evaluate in step with rank 0; returns the exit code."""
     ranks = context.runtime.ranks
     keys = context.settings.checkpoint
-    run.join_ranks(request, context)
-    resumed = run.restore_checkpoint(request, context)
+    join_ranks(request, context)
+    resumed = restore_checkpoint(request, context)
     seed_or_restore_generators(ranks, context.settings.seed, resumed)
     if context.runtime.compile:
-        run.compile_model(context)
+        compile_model(context)
 
     stop_requested = stack.enter_context(signals.catch_signals(quiet=True))
     sender = StateSender(Path(), {}, keys.every_epochs, keys.every_steps, keys.keep, every_seconds=keys.every_seconds)
     status = Trainer(context.state, [sender], ranks.any_rank(stop_requested), context.user_callbacks).fit()
     context.state.leave_shards()
     if status != "interrupted":
-        run.evaluate_best_weights(context, None)
+        evaluate_best_weights(context, None)
     return signals.get_signal_exit_code(stop_requested.signal_number) if stop_requested() else 0
 
 

@@ -14,8 +14,8 @@ from dlrun.data import workers
 from dlrun.experiment import result as results
 from dlrun.experiment.final_outputs import FinalOutputs
 from dlrun.experiment.reports import figures, html
-from dlrun.experiment.run import prepare_resumed, restore_checkpoint
-from dlrun.experiment.setup import enter_device_session
+from dlrun.experiment.resume import restore_checkpoint
+from dlrun.experiment.setup import enter_device_session, prepare_resumed
 from dlrun.runs import checkpoint
 from dlrun.runs.logger import open_logger
 from dlrun.runs.loggers.base import LoggedRun

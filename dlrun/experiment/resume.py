@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dlrun.config import schema
 from dlrun.config.request import Request, from_saved
 from dlrun.core import lock
@@ -16,6 +18,7 @@ from dlrun.core.yaml import flatten
 from dlrun.engine import device
 from dlrun.engine.optim.schedule import LENGTH_ARGUMENTS
 from dlrun.experiment import sources
+from dlrun.experiment.context import RunContext
 from dlrun.runs import folder as run_folder
 from dlrun.runs.newest_checkpoint import NewestCheckpoint
 from dlrun.runs.record import CONFIG, ENVIRONMENT, RESULT, RunRecord, read_choices, read_config
@@ -339,6 +342,46 @@ def choose_threads(state: dict[str, Any], config: dict[str, Any]) -> int | None:
         return threads
     configured: int | None = config["device"].get("num_threads")
     return configured
+
+
+def restore_checkpoint(request: Request, context: RunContext) -> dict[str, Any] | None:
+    """Load the newest valid checkpoint on rank 0 and broadcast it; None where the run is new.
+
+    Damaged checkpoints that were skipped, and differences in the environment, are noted.
+    """
+    ranks = context.runtime.ranks
+    # Only rank 0 reads the files; the others receive its state.
+    state = None
+    if request.continues and request.folder is not None and not ranks.rank:
+        newest = take_newest(request.folder)
+        state = newest.state
+        for reason in newest.skipped:
+            context.notes.append(f"{reason}; resuming from step {state['step']} instead")
+        context.notes.extend(find_environment_changes(state, describe_process(context)))
+
+    state = ranks.broadcast(state)
+    if state is not None:
+        context.state.load_state_dict(state, context.runtime.device)
+        # A callback's wish to stop does not hold for a longer training.
+        if is_longer(state, request.config):
+            context.state.progress.is_stopped = False
+    return state
+
+
+def describe_process(context: RunContext) -> dict[str, Any]:
+    """What a checkpoint records about the process that wrote it, for a resumed run to compare with its own."""
+    description = {
+        "spec": context.splits.spec.to_dict(),
+        "rows": context.state.train.rows,
+        "threads": torch.get_num_threads(),
+        "processes": context.runtime.batches_per_step,
+        # A plain string: torch's own class would be foreign code in a checkpoint.
+        "torch": str(torch.__version__),
+    }
+    hashes = sources.hash_sources(context)
+    if hashes:
+        description["sources"] = hashes
+    return description
 
 
 def find_environment_changes(state: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -13,9 +13,10 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from dlrun.config.request import Request
 from dlrun.config.schema import DeviceConfig, OptimizerKeys, TrainerConfig
-from dlrun.config.settings import Settings
-from dlrun.core import user_code
+from dlrun.config.settings import Settings, read_settings
+from dlrun.core import lock, user_code
 from dlrun.core.errors import DataError, ErrorList, RequestError
 from dlrun.core.own_code import is_ours
 from dlrun.data import workers
@@ -34,7 +35,7 @@ from dlrun.engine.optim.ema import ExponentialMovingAverage
 from dlrun.engine.optim.schedule import Schedule
 from dlrun.engine.preserve import preserve_state, restore_attributes
 from dlrun.engine.state import TrainState
-from dlrun.experiment import probes, result, sharding
+from dlrun.experiment import probes, request_notes, result, sharding
 from dlrun.experiment.builder import build, data_cache, objectives, transfer
 from dlrun.experiment.builder.balance import find_balance_notes
 from dlrun.experiment.builder.callbacks import build_callbacks
@@ -43,8 +44,49 @@ from dlrun.experiment.callbacks import evolution
 from dlrun.experiment.context import Answer, Preflight, RunContext, Start
 from dlrun.experiment.hidden_state import comparison
 from dlrun.experiment.preflight import checks, final_activation, memory
+from dlrun.models.pretrained import skip_trained_weights
 from dlrun.runs import expectations
 from dlrun.runs.loggers.base import Logger
+
+
+def prepare_run(request: Request, stack: ExitStack, ranks: Distributed, folder_lock: lock.Lock) -> RunContext:
+    """Build and check everything without writing anything; a RequestError lists all that is wrong."""
+    problems = ErrorList()
+    settings = read_settings(request.config, request.choices, problems).decide_pictures(request.sweep is None)
+    if ranks.world_size > 1 and settings.device.num_threads == "auto":
+        problems.add(RequestError("device.num_threads=auto times one process alone; type a number under torchrun"))
+
+    # A run that began with several processes is resumed by one with as many batches a step.
+    batches_per_step = request.processes or ranks.world_size
+    process = enter_device_session(stack, settings, problems, ranks, batches_per_step)
+
+    # Lock the folder before anything in it is read.
+    if request.folder is not None and request.folder.is_dir() and not ranks.rank:
+        folder_lock.take(request.folder)
+
+    if request.continues:
+        context = prepare_resumed(settings, process, request, problems)
+    else:
+        context = prepare(settings, process, request.trusted_modules, problems)
+
+    request_notes.add_notes(context, request)
+    return context
+
+
+def prepare_resumed(settings: Settings, process: Runtime, request: Request, problems: ErrorList) -> RunContext:
+    """Prepare a resumed run: its checkpoint holds the weights, so no file of initial weights is read."""
+    arguments = settings.model.arguments
+    has_trained_weights = arguments.get("weights") is not None or arguments.get("pretrained") is True
+    began_elsewhere = settings.init_from is not None or has_trained_weights
+    without_init = dataclasses.replace(settings, init_from=None)
+
+    with skip_trained_weights():
+        context = prepare(without_init, process, request.trusted_modules, problems)
+
+    # The weights that gave the first predictions are not here.
+    if began_elsewhere:
+        context = dataclasses.replace(context, start=dataclasses.replace(context.start, predictions={}))
+    return context
 
 
 def enter_device_session(

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import nn
 
+from dlrun.config.request import Request
 from dlrun.config.settings import Settings
 from dlrun.core import user_code
 from dlrun.core.errors import RequestError
@@ -97,3 +98,15 @@ def _try_step(context: RunContext, trusted_modules: list[str] | None, has_blocks
         value.backward()  # type: ignore[no-untyped-call]
         nn.utils.get_total_norm([shard.grad for shard in sharded.weights.shards if shard.grad is not None])
         optimizer.step()
+
+
+def join_ranks(request: Request, context: RunContext) -> None:
+    """Train together with the other processes from here on, as device.strategy has it. A collective call."""
+    state = context.state
+    keys = context.settings.device
+    ranks = context.runtime.ranks
+    state.join(ranks, keys.timeout_seconds)
+    if is_sharded(context.settings, ranks.world_size):
+        state.shard_model(choose_blocks(context, request.trusted_modules))
+    else:
+        state.wrap_model()

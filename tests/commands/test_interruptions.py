@@ -23,7 +23,7 @@ PHASES = {  # what is called when, the how-manieth call gets the signal, and a r
     "evaluation": ("dlrun.engine.trainer", "evaluate", 2, WORDS),
     # In the thread that writes checkpoints.
     "save": ("dlrun.runs.checkpoint_manager", "save_encoded", 2, (*WORDS, "checkpoint.every_steps=1")),
-    "between epochs": ("dlrun.experiment.run", "logger.RunLogger.log_epoch", 2, WORDS),
+    "between epochs": ("dlrun.runs.logger", "RunLogger.log_epoch", 2, WORDS),
     "figures": ("dlrun.experiment.reports.figures", "draw_all", 1, FIGURES),
 }
 # One handler takes every signal, so each phase meets one of them, and each signal at least one phase.

@@ -279,7 +279,7 @@ def test_a_run_that_fails_before_its_folder_is_described_leaves_none(
         "runs.reports.console.Console.open_log",
         "experiment.reports.terminal.print_opening",
         "runs.logger.RunLogger",
-        "experiment.run.make_checkpoint_manager",
+        "experiment.recording.CheckpointManager",
     ],
 )
 def test_every_run_folder_has_a_log_and_a_result(where: str, dlrun: Callable, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,18 +11,17 @@ from torch import Tensor
 from dlrun.config.request import Request
 from dlrun.config.settings import Settings
 from dlrun.core import lock, signals
-from dlrun.core.files import DiskProblems
 from dlrun.engine import device
 from dlrun.engine.callback import Callback, TrainerView
 from dlrun.engine.stack.member import Member
 from dlrun.engine.stack.model import StackedModel
-from dlrun.experiment import run as single
 from dlrun.experiment.callbacks.diagnostics import RELUS, Diagnostics, merge_uses
 from dlrun.experiment.callbacks.fingerprints import WeightHashes
 from dlrun.experiment.context import RunContext
-from dlrun.experiment.reports import terminal
+from dlrun.experiment.finish import finish
+from dlrun.experiment.recording import Recording
+from dlrun.experiment.run import choose_exit_code
 from dlrun.experiment.stack.history import History
-from dlrun.runs import logger
 from dlrun.runs.logger import replace_infinite
 from dlrun.runs.reports.console import Console, format_epoch, is_printed_epoch
 
@@ -88,59 +87,57 @@ class StackedRun:
         members: number of runs in the stack; is_verified: whether a checkpoint of this stack has been read back.
         RunError for a run that has failed, whose folder says why.
         """
-        console = Console(quiet=True)
         context = self.context
-        folder = None
-        note = single.make_note_writer(context, console)
-        unsaved = DiskProblems(note)
-        status = self.member.status
+        console = Console(quiet=True)
         with contextlib.ExitStack() as stack:
             folder_lock = stack.enter_context(lock.Lock())
             stack.enter_context(device.preserve_switches())
             # Checkpoints hold the state of the generators as the run alone would have left it.
             device.set_rng_state(self.member.get_rng_state())
-            try:
-                folder = single.open_folder(self.request, context, None, folder_lock)
-                console.open_log(folder / "run.log", unsaved)
-                stack.enter_context(console.hold_log())
-                # What was noted since belongs to the epochs.
-                later_notes = context.notes[self.opening_notes :]
-                del context.notes[self.opening_notes :]
-                terminal.print_opening(console, context, folder, self.request.overrides)
-                context.notes.extend(later_notes)
+
+            recording = stack.enter_context(Recording(self.request, context, console, folder_lock))
+            recording.open_log()
+            with console.hold_log():
+                self.log_opening(recording)
                 self.log_epochs(console)
-                notes_before_end = len(context.notes)
-                checkpoints = single.make_checkpoint_manager(folder, context, self.request, None, unsaved)
-                checkpoints.is_verified = is_verified
-                logged_run = single.describe_for_loggers(self.request, context, folder, None, unsaved)
-                with logger.open_logger(logged_run, context.loggers) as run_logger:
-                    run_logger.start_others(context.settings.hyperparameters, console.say)
-                    single.log_opening(context, run_logger)
-                    run_logger.log_history(self.history.rows, self.history.timings, self.history.log_points)
-                    hashes = WeightHashes(context.state.model, folder, unsaved)
-                    hashes.write(self.history.fingerprints)
-                    checkpoints.take_best(self.history.best)
-                    if self.member.error is not None:
-                        # The weights of the last step may be of no use, those of the best epoch are.
-                        checkpoints.save_partial_best()
-                        raise self.member.error
+                recording.shown_notes = len(context.notes)
+                recording.start()
+                self.write_history(recording, is_verified)
+                result = finish(recording, self.member.status, None, members, self.history.best)
 
-                    checkpoints.begin_save(context.state, self.history.rows[-1])
-                    checkpoints.wait()
-                    is_alone = self.request.group is None
-                    best = self.history.best
-                    result = single.finish(
-                        context, folder, status, run_logger, checkpoints, None, is_alone, members, best
-                    )
-            except (Exception, SystemExit) as error:
-                # A metric or a loss of the user's own may raise anything.
-                if folder is None:
-                    raise
-                raise single.record_failure(error, context, folder, console, unsaved) from error
+        recording.print_closing(result)
+        unsaved = recording.disk_problems.summary()
+        return choose_exit_code(context, recording.folder, result, signals.Interrupt(), unsaved)
 
-        terminal.print_closing(console, context, folder, result, context.notes[notes_before_end:])
-        console.close()
-        return single.choose_exit_code(context, folder, result, signals.Interrupt(), unsaved.summary())
+    def log_opening(self, recording: Recording) -> None:
+        """Write what the run is made of to the log, with the notes from before its first epoch."""
+        notes = self.context.notes
+        later_notes = notes[self.opening_notes :]
+        del notes[self.opening_notes :]
+        recording.print_opening()
+        notes.extend(later_notes)
+
+    def write_history(self, recording: Recording, is_verified: bool) -> None:
+        """Write metrics, events and checkpoints of the training; the error that ended it is raised after them.
+
+        is_verified: whether a checkpoint of this stack has been read back.
+        """
+        history = self.history
+        run_logger = recording.run_logger
+        recording.log_opening()
+        run_logger.log_history(history.rows, history.timings, history.log_points)
+        hashes = WeightHashes(self.context.state.model, recording.folder, recording.disk_problems)
+        hashes.write(history.fingerprints)
+
+        checkpoints = recording.checkpoints
+        checkpoints.is_verified = is_verified
+        checkpoints.take_best(history.best)
+        if self.member.error is not None:
+            # The weights of the last step may be of no use, those of the best epoch are.
+            checkpoints.save_partial_best()
+            raise self.member.error
+        checkpoints.begin_save(self.context.state, history.rows[-1])
+        checkpoints.wait()
 
 
 class SparseDiagnostics(Diagnostics):

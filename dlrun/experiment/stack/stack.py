@@ -17,9 +17,9 @@ from dlrun.engine import device
 from dlrun.engine.distributed import SINGLE_PROCESS
 from dlrun.engine.stack.member import Member
 from dlrun.engine.stack.trainer import StackTrainer
-from dlrun.experiment import run as single
+from dlrun.experiment import setup
 from dlrun.experiment.context import Preflight, RunContext
-from dlrun.experiment.setup import enter_device_session
+from dlrun.experiment.request_notes import add_notes
 from dlrun.experiment.stack.halving import Halving
 from dlrun.experiment.stack.member import SparseDiagnostics, StackedRun, probe_together
 from dlrun.runs import checkpoint
@@ -52,12 +52,12 @@ def prepare_run(request: Request, prepared: Prepared | None = None, preflight: P
         context = replace(prepared.context, settings=settings)
         if preflight is not None and not context.preflight.layers:
             context = replace(context, preflight=preflight)
-        single.add_notes(context, request)
+        add_notes(context, request)
         return StackedRun(request, context, prepared.rng)
 
     with contextlib.ExitStack() as stack:
         lock = stack.enter_context(Lock())
-        context = single.prepare_run(request, stack, SINGLE_PROCESS, lock)
+        context = setup.prepare_run(request, stack, SINGLE_PROCESS, lock)
         return StackedRun(request, context, device.get_rng_state())
 
 
@@ -94,7 +94,7 @@ class Stack:
         # Runs of one stack share their device and its settings.
         settings: Settings = self.runs[0].settings
         with contextlib.ExitStack() as stack:
-            enter_device_session(stack, settings, ErrorList())
+            setup.enter_device_session(stack, settings, ErrorList())
             stop_requested = stack.enter_context(signals.catch_signals())
 
             def is_stopped() -> bool:

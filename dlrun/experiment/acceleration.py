@@ -1,0 +1,44 @@
+"""What makes the steps of a run faster where its settings ask for it: threads, a CUDA graph, a compiled model."""
+
+from collections.abc import Callable
+
+from dlrun.core.errors import RequestError
+from dlrun.engine import device
+from dlrun.engine.acceleration import compile, threads
+from dlrun.engine.device import is_out_of_memory
+from dlrun.experiment.context import RunContext
+from dlrun.experiment.preflight import memory
+
+
+def accelerate(context: RunContext, note: Callable[[str], None]) -> None:
+    """Choose the CPU threads, record the CUDA graph and compile the model, where the settings ask for it.
+
+    note: reports why a step cannot be recorded.
+    """
+    keys = context.settings.device
+    if keys.num_threads == "auto":
+        context.notes.append(threads.choose_fastest(context.state, device.count_cores()))
+
+    if context.runtime.device.type == "cuda" and keys.cuda_graph != "off":
+        from dlrun.engine.acceleration import cuda_graph
+
+        kind = context.splits.spec.kind
+        reason = cuda_graph.attach_graph(context.state, kind, keys.compile, context.settings.trainer.profile, note)
+        if reason is not None:
+            context.notes.append(f"no CUDA graph: {reason}")
+
+    if context.runtime.compile:
+        compile_model(context)
+
+
+def compile_model(context: RunContext) -> None:
+    """Compile the model before the clock starts; RequestError if that fails or memory runs out."""
+    try:
+        compile.compile_model(context.state, context.batches.test)
+    except Exception as error:
+        # compile_model explains all but memory, as it does not know the settings.
+        if not is_out_of_memory(error):
+            raise
+        raise RequestError(memory.explain_out_of_memory(context.settings, str(context.runtime.device))) from error
+
+    context.notes.append(f"device.compile: the model was compiled in {context.state.compile_seconds:.1f} s")

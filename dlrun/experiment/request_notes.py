@@ -1,0 +1,42 @@
+"""What a request says, and what of it has no effect, as notes of its run."""
+
+from dlrun.config import unheeded
+from dlrun.config.request import Request
+from dlrun.experiment import ignored
+from dlrun.experiment.context import RunContext
+from dlrun.runs.record import RunRecord
+
+
+def add_notes(context: RunContext, request: Request) -> None:
+    """Note what the request says, and what of it has no effect."""
+    settings = context.settings
+    process = context.runtime
+    typed = read_typed_words(request)
+    in_files = read_keys_in_files(request)
+    context.notes.extend(request.notes)
+    if request.continues and request.folder is not None and request.sweep is None:
+        # A resumed run says what the run left alone says of its own command line.
+        context.notes.extend(unheeded.find_repeated(RunRecord(request.folder).overrides))
+    context.notes.extend(ignored.find_without_effect(context, request, typed, in_files))
+    if settings.device.tf32 is not None and process.device.type != "cuda":
+        context.notes.append(f"device.tf32 is for cuda, and changes nothing on {process.device}")
+    batches_per_step = process.batches_per_step
+    world_size = process.ranks.world_size
+    if batches_per_step > 1 or world_size > 1:
+        rows = settings.data.keys.batch_size
+        processes = "1 process" if world_size == 1 else f"{world_size} processes"
+        context.notes.append(f"{processes}: a batch is of {batches_per_step} × {rows} = {batches_per_step * rows} rows")
+
+
+def read_typed_words(request: Request) -> list[str]:
+    """The overrides of a run. A resumed one adds those it began with, so that it notes the same."""
+    if not request.continues or request.folder is None:
+        return request.overrides
+    return [*RunRecord(request.folder).overrides, *request.overrides]
+
+
+def read_keys_in_files(request: Request) -> dict[str, str]:
+    """Keys set by the user's own config files, with the file; of a resumed run those of its start."""
+    if not request.continues or request.folder is None:
+        return request.keys_in_files
+    return dict(RunRecord(request.folder).environment.get("keys_in_files", {}))
