@@ -13,7 +13,15 @@ from dlrun.runs import expectations
 
 FILES = {path.stem: path for path in sorted((CONFIG_DIR / "lesson").glob("*.yaml"))}
 QUIET = ("figures=false", "tracking.evolution_every_epochs=null", "strict=true")
-WHOLE_DATA = {"softmax_mnist", "cnn_mnist", "inception_mnist", "resnet_mnist", "names_rnn", "names_gru"}
+WHOLE_DATA = {
+    "softmax_mnist",
+    "cnn_mnist",
+    "inception_mnist",
+    "mnist_99_fast",
+    "names_gru",
+    "names_rnn",
+    "resnet_mnist",
+}
 NEEDS_DATA = {"diabetes", "diabetes_relu", "overfitting", *WHOLE_DATA}
 NEEDS_DOWNLOAD = {"resnet_cifar10"}
 # As far as the expectations of a lesson need; `make course` runs all of each.
@@ -104,6 +112,13 @@ def test_a_lesson_on_much_data_runs(name: str, dlrun: Callable[..., Any], real_d
     assert {"test/accuracy", "test/macro_f1"} <= set(done.result["metrics"])
     assert (done.folder / "figures" / "confusion.png").is_file()
     assert (done.folder / "figures" / "mistakes.png").is_file()
+
+
+@pytest.mark.slow
+def test_the_fast_recipe_learns_from_few_images(dlrun: Callable[..., Any], real_data: Path) -> None:
+    words = ("data.train_rows=3000", "expect=['test/accuracy >= 0.94']", *QUIET)
+    done = dlrun("lesson=mnist_99_fast", *words)
+    assert done.code == 0, done.out[-3000:] + done.err
 
 
 def events(folder: Path) -> Any:
