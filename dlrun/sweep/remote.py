@@ -55,7 +55,7 @@ def _run_interruptibly(job: Job) -> Outcome:
             until = time.monotonic() + _LOCK_SECONDS
             while lock.is_locked(job.folder) and time.monotonic() < until:
                 time.sleep(0.2)
-            return run_request(prepare_job(job).request)
+            return run_request(prepare_job(job).request, job.pruner)
     except KeyboardInterrupt as interrupt:
         # The signal came before the run handled signals itself.
         return Outcome(signals.get_interrupt_exit_code(interrupt))

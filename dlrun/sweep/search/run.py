@@ -31,6 +31,8 @@ from dlrun.sweep.search.trials import Trials
 from dlrun.sweep.stacks import PreparedJobs, Unit
 
 _DEFAULT_TRIALS = 20
+# Of a search on a cluster, whose trials are to learn from earlier ones.
+_FEWEST_ROUNDS = 4
 
 
 @dataclass
@@ -44,6 +46,8 @@ class Search:
     watcher: runner.Watcher
     # Trials that are proposed at once.
     round_size: int
+    # Whether a cluster runs the trials: its machines prepare the jobs, each time anew.
+    is_remote: bool = False
     # Lines on stacks, which are shown once.
     notes: set[str] = field(default_factory=set)
 
@@ -152,7 +156,7 @@ class Search:
         queue = []
         for job in self.trials.select_unfinished(jobs):
             try:
-                queue.append(prepare_job(job))
+                queue.append(job if self.is_remote else prepare_job(job))
             except (UnreadableError, OSError) as error:
                 # A damaged run folder costs its own job only.
                 self.watcher.on_job_start(job)
@@ -171,12 +175,11 @@ def run(requests: Sequence[Request]) -> int:
     assert composer is not None
     settings = read_settings(first.config, first.choices)
     sweep = settings.sweep
-    if clusters.is_remote(first.config["sweep"]):
-        raise RequestError(
-            f"sweep.search={sweep.search} runs its trials on this machine; type sweep.engine=local, or a sweep of all "
-            "combinations"
-        )
     at_once = runner.read_job_count(first.config["sweep"]["jobs"])
+    is_remote = clusters.is_remote(first.config["sweep"])
+    if is_remote:
+        # What a stack gains is measured on this machine, and says nothing of the cluster's.
+        at_once, sweep = 1, replace(sweep, stack="off")
     folder, ledger = choose_folder(requests)
     refuse_other_search(ledger, first.words)
 
@@ -189,10 +192,6 @@ def run(requests: Sequence[Request]) -> int:
             f"the search has {count * sweep.seeds:,} runs and sweep.max_jobs={sweep.max_jobs}; type "
             f"sweep.max_jobs={count * sweep.seeds}"
         )
-    # Halving compares the trials of a stack, other pruners those that have ended.
-    is_joint = sweep.pruner == "none" or (sweep.pruner == "halving" and sweep.stack == "on")
-    round_size = sweep.round or (count if study.is_independent and is_joint else max(1, at_once))
-
     trials = Trials(study, composer, ledger, seeds, count)
     notes = [note for note in first.notes if all(note in request.notes for request in requests)]
     notes += [trap for parameter in composer.space.parameters if (trap := parameter.describe_trap()) is not None]
@@ -209,15 +208,21 @@ def run(requests: Sequence[Request]) -> int:
     with data_cache.share_data(), contextlib.ExitStack() as resources:
         engine: Engine = Serial()
         if not is_done:
-            engine = check_corners(requests, at_once, trials, notes)
+            engine = check_corners(requests, at_once, trials, notes, is_remote)
         if not has_chosen_folder(first) and folder.exists():
             # Another sweep that started in the same second has taken the folder since.
             folder, ledger = choose_folder(requests)
             trials.ledger = ledger
 
+        place = f"on {first.config['sweep']['engine'].capitalize()}" if is_remote else ""
+        if is_remote and not is_done and not sweep.dry_run:
+            cluster = clusters.open_cluster(first.config["sweep"], folder)
+            engine = resources.enter_context(contextlib.closing(cluster))
+            at_once, place = cluster.count_at_once(trials.count_runs_left()), cluster.describe()
+
         if not sweep.dry_run:
             runner.claim_folder(resources.enter_context(Lock()), ledger, [], first.words)
-        print_plan(console, sweep, trials, folder, at_once, notes)
+        print_plan(console, sweep, trials, folder, place or describe_pace(at_once), notes)
         if sweep.dry_run:
             return 0
 
@@ -226,7 +231,8 @@ def run(requests: Sequence[Request]) -> int:
         watcher = runner.Watcher(console, ledger, (), at_once, sweep.fail_fast)
         watcher.display.total = trials.count_runs_left()
         with watcher.display.show_live():
-            code = Search(console, sweep, trials, engine, watcher, round_size).run(first.words)
+            round_size = choose_round_size(sweep, study, count, at_once, is_remote)
+            code = Search(console, sweep, trials, engine, watcher, round_size, is_remote).run(first.words)
         watcher.print_summary()
 
         is_as_expected = False
@@ -259,12 +265,34 @@ def count_trials(sweep: SweepConfig, study: Study) -> int:
     return sweep.trials or _DEFAULT_TRIALS
 
 
-def check_corners(requests: Sequence[Request], at_once: int, trials: Trials, notes: list[str]) -> Engine:
-    """Build the points at the corners of the space, and choose the engine; RequestError lists all that is wrong."""
+def choose_round_size(sweep: SweepConfig, study: Study, trials: int, at_once: int, is_remote: bool) -> int:
+    """How many trials are proposed at once.
+
+    trials: how many there are to be; at_once: runs at a time; is_remote: whether a cluster runs them.
+    """
+    if sweep.round:
+        return sweep.round
+    # Halving compares the trials of a stack, other pruners those that have ended.
+    is_joint = sweep.pruner == "none" or (sweep.pruner == "halving" and sweep.stack == "on")
+    if study.is_independent and is_joint:
+        return trials
+    # A cluster may take all at once, and then none would learn from another.
+    most = trials // _FEWEST_ROUNDS if is_remote else at_once
+    return max(1, min(at_once, most))
+
+
+def check_corners(
+    requests: Sequence[Request], at_once: int, trials: Trials, notes: list[str], is_remote: bool
+) -> Engine:
+    """Build the points at the corners of the space, and choose the engine; RequestError lists all that is wrong.
+
+    is_remote: whether a cluster runs the trials, whose machines may have other devices.
+    """
     jobs = []
     for number, request in enumerate(requests):
         label = " ".join(word for word in request.overrides if not word.startswith("sweep."))
-        jobs.append(Job(number, replace(request, search=None), label, str(number)))
+        job = Job(number, replace(request, search=None), label, str(number))
+        jobs.append(clusters.choose_any_device(job) if is_remote else job)
 
     if not any(map(has_own_code, jobs)):
         engine: Engine = Serial() if at_once == 1 else Parallel(at_once)
@@ -307,10 +335,15 @@ def refuse_missing_metrics(objectives: Sequence[Objective], context: RunContext)
             )
 
 
+def describe_pace(at_once: int) -> str:
+    """How many runs train at a time on this machine."""
+    return "one at a time" if at_once == 1 else f"{at_once} at a time"
+
+
 def print_plan(
-    console: Console, sweep: SweepConfig, trials: Trials, folder: Path, at_once: int, notes: Sequence[str]
+    console: Console, sweep: SweepConfig, trials: Trials, folder: Path, pace: str, notes: Sequence[str]
 ) -> None:
-    """Print what is searched, how and where, and the notes."""
+    """Print what is searched, how, where and at which pace, and the notes."""
     study = trials.study
     text = f"{trials.count} trials by {sweep.search}"
     if sweep.seeds > 1:
@@ -320,7 +353,6 @@ def print_plan(
     before = len(study.results)
     if before:
         text += f", {before} of them finished before"
-    pace = "one at a time" if at_once == 1 else f"{at_once} at a time"
     if before >= trials.count:
         pace = "nothing is left to do"
 
