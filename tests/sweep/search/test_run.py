@@ -1,17 +1,20 @@
 """A search from the command line: a sweep like others, killed and resumed like others."""
 
 import json
+import pickle
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 pytest.importorskip("optuna")
 
+from dlrun.sweep.attempts import Attempt
+from dlrun.sweep.remote import Remote, run_remote_job
 from dlrun.sweep.search.answer import Answer
 from dlrun.sweep.search.study import JOURNAL
 
@@ -99,6 +102,56 @@ def test_a_killed_search_ends_as_the_unbroken_one(dlrun: Callable[..., Any], tmp
     assert dlrun("resume", "cut").code == 0
     assert read_trials("cut") == read_trials("whole")
     assert read_results("cut") == read_results("whole")
+
+
+class _Cluster(Remote):
+    """Runs each job at once, as a machine gets it; of each fifth the first attempt is lost."""
+
+    # Jobs that were handed in together.
+    batches: ClassVar[list[int]] = []
+
+    def submit(self, attempts: Sequence[Attempt], watcher: Any) -> None:
+        self.batches.append(len(attempts))
+        for attempt in attempts:
+            if attempt.job.number % 5 or attempt.remote.file.name.endswith("_2.jsonl"):
+                run_remote_job(pickle.loads(pickle.dumps(attempt.remote)))
+
+    def collect_ended(self, attempts: Sequence[Attempt], watcher: Any) -> list[tuple[Attempt, str]]:
+        return [(attempt, "its machine was lost") for attempt in attempts]
+
+    def stop(self, attempt: Attempt) -> None:
+        raise AssertionError
+
+    def describe(self) -> str:
+        return "on machines that are made up"
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_search_on_a_cluster_is_that_of_one_machine(
+    dlrun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("-m", *MLP[:4], RATE, "figures=false", "trainer.epochs=4", "sweep.search=tpe", "sweep.trials=11")
+    words = (*words, "sweep.pruner=median", "device.num_threads=1")
+    assert dlrun(*words, "sweep.round=2", "sweep.stack=off", "sweep.dir=local").code == 0
+
+    monkeypatch.setattr(_Cluster, "batches", [])
+    monkeypatch.setattr("dlrun.sweep.clusters.open_cluster", lambda settings, folder: _Cluster(folder, 1, None))
+    done = dlrun(*words, "sweep.engine=slurm", "sweep.dir=far")
+    assert done.code == 0, done.err
+    assert "11 trials by tpe, median pruning; on machines that are made up" in done.out
+    assert "its machine was lost; it is run again" in done.out
+    # It would take all at once, but then no trial would learn from another.
+    assert max(_Cluster.batches) == 2
+    assert read_trials("far") == read_trials("local")
+    results = read_results("far")
+    assert results == read_results("local")
+    assert "pruned" in {status for status, *_ in results.values()}
+
+    random = dlrun(*words[:6], "sweep.search=random", "sweep.trials=5", "sweep.engine=slurm", "sweep.dir=random")
+    assert random.code == 0, random.err
+    assert max(_Cluster.batches) == 5
 
 
 def test_a_pruned_run_is_taken_up_again(dlrun: Callable[..., Any]) -> None:
