@@ -31,14 +31,14 @@ def clean(words: Sequence[str], is_confirmed: bool, sort: str | None, limit: int
     the user's own. Completed and interrupted runs only if status=... names them.
     """
     selection = parse_query(words, "dlrun clean", sort, limit, last)
-    refuse_query(selection)
+    _refuse_query(selection)
     status_filter = selection.get_status_filter() or Filter("status", "=", _DEFAULT_STATUSES)
     if status_filter not in selection.filters:
         selection.filters.append(status_filter)
 
     # --last counts all runs that match, whether they may be removed or not.
     runs = selection.sort_and_cut(selection.select_runs())
-    objections = {run.folder: find_objection(run, selection.outputs) for run in runs}
+    objections = {run.folder: _find_objection(run, selection.outputs) for run in runs}
     removable = [run for run in runs if not objections[run.folder]]
     if removable:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
@@ -67,7 +67,7 @@ def _format_count(runs: int) -> str:
     return "1 run" if runs == 1 else f"{runs} runs"
 
 
-def refuse_query(selection: Query) -> None:
+def _refuse_query(selection: Query) -> None:
     """RequestError for folders that do not lie in `outputs`, and for runs under way."""
     for place in selection.places:
         if not place.resolve().is_relative_to(selection.outputs.resolve()):
@@ -83,7 +83,7 @@ def refuse_query(selection: Query) -> None:
         raise RequestError("a run under way is not removed; stop it first, and leave status=running out")
 
 
-def find_objection(run: RunRecord, outputs: Path) -> str:
+def _find_objection(run: RunRecord, outputs: Path) -> str:
     """Why a run must not be removed; "" if it may be."""
     # Symbolic links are resolved first: a run behind one lies elsewhere.
     root = outputs.resolve()

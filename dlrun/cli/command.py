@@ -43,7 +43,7 @@ class Count(click.ParamType[int]):
         return int(text)
 
 
-def show_versions(ctx: click.Context, _param: click.Parameter, is_typed: bool) -> None:
+def _show_versions(ctx: click.Context, _param: click.Parameter, is_typed: bool) -> None:
     """Print the versions from the packages' metadata, as importing torch would take seconds, and exit."""
     if not is_typed or ctx.resilient_parsing:
         return
@@ -64,7 +64,7 @@ def get_path(ctx: click.Context) -> str:
 
 
 _VERSION = click.Option(
-    ["--version"], is_flag=True, is_eager=True, expose_value=False, hidden=True, callback=show_versions
+    ["--version"], is_flag=True, is_eager=True, expose_value=False, hidden=True, callback=_show_versions
 )
 
 

@@ -115,7 +115,7 @@ def resume(words: tuple[str, ...]) -> list["Request"]:
     return compose("resume")(words)
 
 
-def print_completion_script(words: tuple[str, ...]) -> None:
+def _print_completion_script(words: tuple[str, ...]) -> None:
     """Print what a shell evaluates to complete the words of dlrun."""
     if len(words) != 1 or words[0] not in completion.SHELLS:
         raise RequestError(
@@ -451,7 +451,7 @@ _HELP = Command(
 
 _COMPLETION = Command(
     "completion",
-    print_completion_script,
+    _print_completion_script,
     usage="bash|zsh|fish",
     about="Print a script for completion by the Tab key. It completes commands, options, keys and runs.",
     words=[("bash|zsh|fish", "your shell")],

@@ -157,7 +157,7 @@ def suggest_runs(with_sweeps: bool = False, several: bool = False, settings: boo
 
     def suggest(before: Sequence[str], current: str) -> Iterator[str]:
         if several or not before:
-            yield from suggest_folders(current, with_sweeps)
+            yield from _suggest_folders(current, with_sweeps)
         elif settings:
             yield from suggest_settings(before, current)
 
@@ -172,7 +172,7 @@ def suggest_filters(_before: Sequence[str], current: str) -> Iterator[str]:
     yield from ("seed=", "name=", "tag=")
 
 
-def suggest_folders(current: str, with_sweeps: bool) -> Iterator[str]:
+def _suggest_folders(current: str, with_sweeps: bool) -> Iterator[str]:
     """Suggest run folders in `outputs`, newest first; runs of a sweep after its own folder is typed."""
     runs = query.scan_folders([Path("outputs")])
     for run in sorted(runs, key=lambda run: str(run.folder), reverse=True):
@@ -194,7 +194,7 @@ def suggest_settings(before: Sequence[str], current: str) -> Iterator[str]:
 
     if current.startswith(("init_from=", "resume=")):
         key, _, place = current.partition("=")
-        for folder in suggest_folders(place, with_sweeps=key == "resume"):
+        for folder in _suggest_folders(place, with_sweeps=key == "resume"):
             yield f"{key}={folder}"
 
     for key, values in read_keys(before).items():

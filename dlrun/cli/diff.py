@@ -35,38 +35,38 @@ def diff_runs(words: Sequence[str], format: str) -> None:
         raise RequestError(
             "dlrun diff takes two run folders; type dlrun diff outputs/<date>/<run> outputs/<date>/<run>"
         )
-    run_a = read_run(Path(words[0]))
-    run_b = read_run(Path(words[1]))
+    run_a = _read_run(Path(words[0]))
+    run_b = _read_run(Path(words[1]))
 
     if format != "table":
-        rows = list_all_differences(run_a, run_b)
+        rows = _list_all_differences(run_a, run_b)
         write_out(format_json(to_data(run_a, run_b, rows)) if format == "json" else format_csv(COLUMNS, rows))
         return
 
     console = Console()
     console.say(format_facts([("A", str(run_a.folder)), ("B", str(run_b.folder))]))
     _print_differences(console, "config", run_a.flat_config, run_b.flat_config)
-    _print_differences(console, "made with", describe_environment(run_a), describe_environment(run_b))
+    _print_differences(console, "made with", _describe_environment(run_a), _describe_environment(run_b))
 
     console.say()
-    for line in describe_divergence(run_a, run_b):
+    for line in _describe_divergence(run_a, run_b):
         console.say(line)
     console.say()
-    console.say(build_table(("result", "A", "B", "B - A"), compare_results(run_a, run_b)))
+    console.say(build_table(("result", "A", "B", "B - A"), _compare_results(run_a, run_b)))
 
 
-def list_all_differences(run_a: RunRecord, run_b: RunRecord) -> list[dict[str, Any]]:
+def _list_all_differences(run_a: RunRecord, run_b: RunRecord) -> list[dict[str, Any]]:
     """Rows of COLUMNS, None for a missing value: config keys and machines that differ, and all results."""
     rows: list[dict[str, Any]] = []
     sections = (
         ("config", run_a.flat_config, run_b.flat_config),
-        ("environment", describe_environment(run_a), describe_environment(run_b)),
+        ("environment", _describe_environment(run_a), _describe_environment(run_b)),
     )
     for section, values_a, values_b in sections:
-        for key in find_different_keys(values_a, values_b):
+        for key in _find_different_keys(values_a, values_b):
             rows.append({"section": section, "key": key, "a": values_a.get(key), "b": values_b.get(key)})
 
-    for key, value_a, value_b in pair_results(run_a, run_b):
+    for key, value_a, value_b in _pair_results(run_a, run_b):
         difference = value_b - value_a if _is_number(value_a) and _is_number(value_b) else None
         rows.append({"section": "result", "key": key, "a": value_a, "b": value_b, "difference": difference})
     return rows
@@ -81,7 +81,7 @@ def to_data(run_a: RunRecord, run_b: RunRecord, rows: Sequence[dict[str, Any]]) 
         "a": str(run_a.folder),
         "b": str(run_b.folder),
         **sections,
-        "weights": describe_divergence(run_a, run_b),
+        "weights": _describe_divergence(run_a, run_b),
     }
 
 
@@ -91,7 +91,7 @@ def _print_differences(console: Console, title: str, values_a: dict[str, Any], v
     console.say(build_table((title, "A", "B"), rows, left=3) if rows else f"{title}: no difference")
 
 
-def read_run(folder: Path) -> RunRecord:
+def _read_run(folder: Path) -> RunRecord:
     """The run in `folder`; RequestError if there is none, or a file of it is damaged.
 
     A run that was killed lacks some files, and is compared by the others.
@@ -107,7 +107,7 @@ def read_run(folder: Path) -> RunRecord:
     return run
 
 
-def describe_environment(run: RunRecord) -> dict[str, Any]:
+def _describe_environment(run: RunRecord) -> dict[str, Any]:
     """Machine, versions and code, with dotted keys."""
     environment = {}
     for key, value in flatten(run.environment).items():
@@ -122,14 +122,14 @@ def describe_environment(run: RunRecord) -> dict[str, Any]:
 def list_differences(values_a: dict[str, Any], values_b: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Rows of a key and its two values for keys that differ; "-" stands for a missing key."""
     rows = []
-    for key in find_different_keys(values_a, values_b):
+    for key in _find_different_keys(values_a, values_b):
         value_a = values_a.get(key, _ABSENT)
         value_b = values_b.get(key, _ABSENT)
         rows.append((key, _format_value(value_a), _format_value(value_b)))
     return rows
 
 
-def find_different_keys(values_a: dict[str, Any], values_b: dict[str, Any]) -> list[str]:
+def _find_different_keys(values_a: dict[str, Any], values_b: dict[str, Any]) -> list[str]:
     """The keys whose values differ or that one of them lacks, without locations and permissions."""
     keys = []
     # A dict in place of a set keeps the order of the config.
@@ -147,7 +147,7 @@ def _format_value(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def describe_divergence(run_a: RunRecord, run_b: RunRecord) -> list[str]:
+def _describe_divergence(run_a: RunRecord, run_b: RunRecord) -> list[str]:
     """Sentences on the first epoch after which the weights differ, and the first logged step that differs."""
     if not (run_a.fingerprints and run_b.fingerprints):
         return [*_compare_rows(run_a, run_b), _compare_final_weights(run_a, run_b)]
@@ -233,10 +233,10 @@ def _compare_final_weights(run_a: RunRecord, run_b: RunRecord) -> str:
     return f"final weights: {'equal to the last bit' if hash_a == hash_b else 'different'}"
 
 
-def compare_results(run_a: RunRecord, run_b: RunRecord) -> list[tuple[str, str, str, str]]:
+def _compare_results(run_a: RunRecord, run_b: RunRecord) -> list[tuple[str, str, str, str]]:
     """Rows of a name, two values and their difference: sizes and times, the best epoch, and all metrics."""
     cells = []
-    for key, value_a, value_b in pair_results(run_a, run_b):
+    for key, value_a, value_b in _pair_results(run_a, run_b):
         name = key.replace("_", " ") if key in _FACTS else key
         # It follows the metric that it belongs to.
         if key.startswith("best ") and key.endswith(" epoch"):
@@ -246,8 +246,8 @@ def compare_results(run_a: RunRecord, run_b: RunRecord) -> list[tuple[str, str, 
     return cells
 
 
-def pair_results(run_a: RunRecord, run_b: RunRecord) -> list[tuple[str, Any, Any]]:
-    """The results of `compare_results` with their values."""
+def _pair_results(run_a: RunRecord, run_b: RunRecord) -> list[tuple[str, Any, Any]]:
+    """The results of `_compare_results` with their values."""
     rows: list[tuple[str, Any, Any]] = []
     for name in _FACTS:
         rows.append((name, run_a.result.get(name), run_b.result.get(name)))

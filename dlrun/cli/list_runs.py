@@ -21,7 +21,7 @@ from dlrun.runs.reports.console import format_number
 from dlrun.sweep.ledger import DONE, Ledger
 from dlrun.sweep.slurm_jobs import describe_states
 
-HEADERS = ("run", "status", "epochs", "best", "size", "choice")
+_HEADERS = ("run", "status", "epochs", "best", "size", "choice")
 # Before the choice, where any run of the list has tags.
 TAGS = "tags"
 # Keys of a run as data.
@@ -48,7 +48,7 @@ def list_runs(words: Sequence[str], format: str, sort: str | None, limit: int | 
 
     if format != "table":
         records = [describe_run(run) for run in selection.sort_and_cut(runs)]
-        write_out(format_json(records) if format == "json" else format_runs_csv(records))
+        write_out(format_json(records) if format == "json" else _format_runs_csv(records))
         sys.stdout.flush()
         return
 
@@ -66,7 +66,7 @@ def list_runs(words: Sequence[str], format: str, sort: str | None, limit: int | 
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     key = selection.find_value_to_show()
     lines = [unit.list_cells(key) for unit in units]
-    headers = ["value" if key and header == "best" else header for header in HEADERS]
+    headers = ["value" if key and header == "best" else header for header in _HEADERS]
     tags = [unit.tags for unit in units]
     if any(tags):
         headers.insert(-1, TAGS)
@@ -91,7 +91,7 @@ class Unit:
     def list_cells(self, key: str = "") -> tuple[Path, list[str]]:
         """The folder, and the cells of the other columns. key: of the value to show in place of the best metric."""
         if self.sweep:
-            return self.sweep, list_sweep_cells(self.sweep)
+            return self.sweep, _list_sweep_cells(self.sweep)
         return self.runs[0].folder, list_cells(self.runs[0], key)
 
 
@@ -146,7 +146,7 @@ def describe_run(run: RunRecord) -> dict[str, Any]:
     return description
 
 
-def format_runs_csv(records: Sequence[dict[str, Any]]) -> str:
+def _format_runs_csv(records: Sequence[dict[str, Any]]) -> str:
     """Descriptions of runs as CSV, with a column for each metric in place of "metrics"."""
     metrics: dict[str, None] = {}
     rows = []
@@ -168,7 +168,7 @@ def list_cells(run: RunRecord, key: str = "") -> list[str]:
     best = f"{run.best[0]} {format_number(run.best[1])}" if run.best else "-"
     if key:
         best = _format_value(run, key)
-    return [run.status, str(run.epochs), best, format_size(count_bytes(run.folder)), describe_choice(run)]
+    return [run.status, str(run.epochs), best, format_size(count_bytes(run.folder)), _describe_choice(run)]
 
 
 def _format_value(run: RunRecord, key: str) -> str:
@@ -180,7 +180,7 @@ def _format_value(run: RunRecord, key: str) -> str:
     return "-" if value is None else f"{key} {format_number(value)}"
 
 
-def describe_choice(run: RunRecord) -> str:
+def _describe_choice(run: RunRecord) -> str:
     """Name, time, model, data, optimizer and further overrides, as far as the folder's name does not tell them.
 
     Of a damaged run, its first damage.
@@ -206,7 +206,7 @@ def describe_choice(run: RunRecord) -> str:
     return " ".join([*words, optimizer, *list_typed_overrides(run)]).strip()
 
 
-def list_sweep_cells(folder: Path) -> list[str]:
+def _list_sweep_cells(folder: Path) -> list[str]:
     """The cells of a sweep: how many of its runs are done, its size, and the command that began it."""
     try:
         ledger = Ledger.read(folder)
@@ -238,7 +238,7 @@ def format_size(count: float) -> str:
 
 
 def format_columns(
-    lines: Sequence[tuple[Path, list[str]]], width: int | None, headers: Sequence[str] = HEADERS
+    lines: Sequence[tuple[Path, list[str]]], width: int | None, headers: Sequence[str] = _HEADERS
 ) -> list[str]:
     """Columns under headers, with a heading for each parent folder.
 

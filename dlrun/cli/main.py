@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dlrun.config.request import Request
 
 # Letters of a word that an error message repeats: a pasted file would bury the message.
-MOST_ECHOED = 200
+_MOST_ECHOED = 200
 
 
 @library_warnings.divert_warnings()
@@ -76,7 +76,7 @@ def main() -> int:
         unheeded.refuse_sweep_settings(words)
         return run.run(requests[0])
     except (DlrunError, SystemExit) as error:
-        return report_error(error, verbose)
+        return _report_error(error, verbose)
     except KeyboardInterrupt as interrupt:
         return signals.get_interrupt_exit_code(interrupt)
     except BrokenPipeError:
@@ -88,12 +88,12 @@ def main() -> int:
         explanation = explain(error)
         if explanation is None:
             raise
-        return report_error(explanation, verbose)
+        return _report_error(explanation, verbose)
 
 
 def explain(error: Exception) -> DlrunError | None:
     """Explain a data worker's death, an exception of the user's own code, or one of the system; None for others."""
-    death = explain_worker_death(error) if isinstance(error, RuntimeError) else None
+    death = _explain_worker_death(error) if isinstance(error, RuntimeError) else None
     if death is not None:
         return death
 
@@ -110,31 +110,31 @@ def explain(error: Exception) -> DlrunError | None:
     return request_error
 
 
-def report_error(error: DlrunError | SystemExit, verbose: bool) -> int:
+def _report_error(error: DlrunError | SystemExit, verbose: bool) -> int:
     """Print an error, with its traceback if `verbose`; returns the exit code."""
     if isinstance(error, SystemExit):
         error = explain_exit(error)
     if verbose:
         write_error("".join(traceback.format_exception(error)).rstrip("\n"))
-    write_error(f"dlrun: {shorten_words(str(error), sys.argv[1:])}")
+    write_error(f"dlrun: {_shorten_words(str(error), sys.argv[1:])}")
     return error.exit_code
 
 
-def shorten_words(message: str, words: Sequence[str]) -> str:
+def _shorten_words(message: str, words: Sequence[str]) -> str:
     """The message with each long or multi-line word of the command line cut to a short line."""
     # The longest first: a short word may be part of a long one.
     for word in sorted(words, key=len, reverse=True):
         for text in (word, word.partition("=")[2]):
-            if len(text) <= MOST_ECHOED and "\n" not in text:
+            if len(text) <= _MOST_ECHOED and "\n" not in text:
                 continue
 
             # Messages repeat words as they are, or quoted by repr.
-            short = " ".join(text[:MOST_ECHOED].split()) + "…"
+            short = " ".join(text[:_MOST_ECHOED].split()) + "…"
             message = message.replace(text, short).replace(repr(text)[1:-1], short)
     return message
 
 
-def explain_worker_death(error: RuntimeError) -> DlrunError | None:
+def _explain_worker_death(error: RuntimeError) -> DlrunError | None:
     """The error for a data worker that was killed, which torch raises wherever this process is by then; or None."""
     if "dlrun.data.workers" not in sys.modules:
         return None

@@ -13,7 +13,7 @@ from dlrun.core.files import convert_write_errors
 from dlrun.core.shell import quote
 from dlrun.core.terminal import write_out
 
-TEMPLATE = Path(__file__).parent / "new_project"
+_TEMPLATE = Path(__file__).parent / "new_project"
 # Stands for the project's name in the paths of the template.
 PACKAGE = "package"
 
@@ -28,12 +28,12 @@ def create_project(words: Sequence[str]) -> None:
         raise RequestError(f"dlrun new takes one folder{wrong}")
     folder = Path(words[0])
     name = folder.resolve().name
-    refuse_name(name)
-    refuse_folder(folder)
+    _refuse_name(name)
+    _refuse_folder(folder)
 
     with convert_write_errors(folder, "type dlrun new <another folder>"):
-        for source in sorted(TEMPLATE.rglob("*.j2")):
-            path = source.relative_to(TEMPLATE).with_suffix("")
+        for source in sorted(_TEMPLATE.rglob("*.j2")):
+            path = source.relative_to(_TEMPLATE).with_suffix("")
             target = folder / str(path).replace(PACKAGE, name)
             target.parent.mkdir(parents=True, exist_ok=True)
             template = Template(source.read_text(encoding="utf-8"), keep_trailing_newline=True)
@@ -43,7 +43,7 @@ def create_project(words: Sequence[str]) -> None:
     write_out(f"cd {quote(folder)}\ndlrun experiment=first\npytest")
 
 
-def refuse_name(name: str) -> None:
+def _refuse_name(name: str) -> None:
     """RequestError for a name that Python cannot import, or that would import something else."""
     if not name.isidentifier() or keyword.iskeyword(name) or not name.isascii():
         letters = "".join(letter if letter.isascii() and letter.isalnum() else "_" for letter in name).strip("_")
@@ -63,7 +63,7 @@ def _is_installed(name: str) -> bool:
     return spec is not None and spec.origin is not None
 
 
-def refuse_folder(folder: Path) -> None:
+def _refuse_folder(folder: Path) -> None:
     """RequestError for a file, and for a folder that is not empty."""
     if folder.is_dir() and any(folder.iterdir()):
         raise RequestError(f"{folder} is not empty, and nothing in it is overwritten; type dlrun new <another folder>")

@@ -22,7 +22,7 @@ def show_page(words: list[str]) -> None:
     if len(words) > 1:
         raise RequestError(f"one topic at a time; type dlrun help {words[0]}")
     if not words:
-        write_out(list_topics())
+        write_out(_list_topics())
         return
 
     topic = words[0]
@@ -36,7 +36,7 @@ def show_page(words: list[str]) -> None:
         write_out(text.rstrip("\n"))
 
 
-def list_topics() -> str:
+def _list_topics() -> str:
     """Each topic with the title of its page."""
     width = max(len(topic) for topic in TOPICS)
     lines = ["pages, shown by dlrun help TOPIC:"]

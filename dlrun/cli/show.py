@@ -40,7 +40,7 @@ def show_run(words: Sequence[str], format: str) -> None:
         rows = [{"key": key, "value": value} for key, value in flatten(description).items()]
         write_out(format_csv(("key", "value"), rows))
     else:
-        print_description(run, description, Console())
+        _print_description(run, description, Console())
 
     sys.stdout.flush()
 
@@ -65,7 +65,7 @@ def describe(run: RunRecord) -> dict[str, Any]:
         "files": list_files(run.folder),
         "warnings": run.result.get("warnings", []),
         "error": run.result.get("error"),
-        "commands": suggest_commands(run),
+        "commands": _suggest_commands(run),
         # Reading more files may have found more damage.
         "damage": run.damage or damage,
     }
@@ -162,7 +162,7 @@ def _list_checkpoints(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def suggest_commands(run: RunRecord) -> dict[str, str]:
+def _suggest_commands(run: RunRecord) -> dict[str, str]:
     """What can be done with the run next: a line for a shell by what it does."""
     modules = find_own_modules(run.config)
     status = run.status
@@ -203,9 +203,9 @@ def _choose_longer_training(run: RunRecord) -> str:
     return f"trainer.epochs={2 * int(trainer.get('epochs') or run.epochs)}"
 
 
-def print_description(run: RunRecord, description: dict[str, Any], console: Console) -> None:
+def _print_description(run: RunRecord, description: dict[str, Any], console: Console) -> None:
     """Print what `describe` returns."""
-    console.say(format_facts(list_facts(run, description)))
+    console.say(format_facts(_list_facts(run, description)))
 
     settings = description["settings"]
     if settings:
@@ -216,7 +216,7 @@ def print_description(run: RunRecord, description: dict[str, Any], console: Cons
         console.say()
         console.say(build_table(("setting", "value", "default", "set by"), cells, left=4))
 
-    metrics = list_metric_rows(description)
+    metrics = _list_metric_rows(description)
     if metrics:
         last = run.rows[-1]["epoch"] if run.rows else run.epochs
         best = f"best (epoch {run.best_epoch})" if run.best_epoch is not None else "best"
@@ -246,7 +246,7 @@ def print_description(run: RunRecord, description: dict[str, Any], console: Cons
         console.say(format_facts(list(description["commands"].items())))
 
 
-def list_facts(run: RunRecord, description: dict[str, Any]) -> list[tuple[str, str]]:
+def _list_facts(run: RunRecord, description: dict[str, Any]) -> list[tuple[str, str]]:
     """Labels, status, times, choices, machine and identity of a run, as far as they are known."""
     steps = description["steps"]
     duration = f"{run.epochs} epochs" if steps is None else f"{run.epochs} epochs, {steps:,} steps"
@@ -278,7 +278,7 @@ def _format_time(text: str | None) -> str:
     return "" if text is None else text[:19].replace("T", " ")
 
 
-def list_metric_rows(description: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+def _list_metric_rows(description: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     """A row for each metric: at the best epoch, at the last one, and of the trivial answer.
 
     Metrics of the test split are those of the best checkpoint.

@@ -50,7 +50,7 @@ def watch(words: Sequence[str]) -> None:
 
     display.print_last()
     run = RunRecord(folder)
-    print_end(run)
+    _print_end(run)
     sys.stdout.flush()
     if run.recorded_status == "interrupted":
         raise InterruptedRunError(f"{folder} was interrupted")
@@ -123,11 +123,11 @@ class EpochDisplay:
             self._line_left_out = None
 
 
-def print_end(run: RunRecord) -> None:
+def _print_end(run: RunRecord) -> None:
     """Print the table of the result, and how the run ended."""
     status = run.recorded_status
     console = Console()
-    rows = list_result_rows(run.result)
+    rows = _list_result_rows(run.result)
     if rows:
         console.say()
         console.say(build_table(("metric", "train", "val", "test", "trivial"), rows))
@@ -153,7 +153,7 @@ def print_end(run: RunRecord) -> None:
         console.say(f"dlrun show {quote(run.folder)} shows more")
 
 
-def list_result_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
+def _list_result_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
     """A row for each metric: its value on each split, and that of the trivial answer on the last split that has it."""
     metrics = result.get("metrics", {})
     baseline = result.get("baseline", {})

@@ -22,7 +22,7 @@ from dlrun.core.yaml import flatten
 # Exceptions of Hydra and OmegaConf on a wrong command line or a saved config that it does not fit.
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, request.UnknownKey)
 
-VERBS = ("resume", "eval", "compare", "export", "predict", "clean", "completion", "diff", "ls", "check", "help",
+_VERBS = ("resume", "eval", "compare", "export", "predict", "clean", "completion", "diff", "ls", "check", "help",
          "show", "rerun", "watch", "new")  # fmt: skip
 
 _NO_OPTION = r"Config group override must be a string or a list"
@@ -221,7 +221,7 @@ def _explain_unparsable(error: OverrideParseException) -> str:
         return f"{word} needs a choice; type {word}=<one of `dlrun ls {word}`>"
 
     if re.fullmatch(r"[\w.-]+", word):
-        hint = did_you_mean(word, VERBS, "dlrun ")
+        hint = did_you_mean(word, _VERBS, "dlrun ")
         keys = list(iter_keys(_compose_valid_choices([])))
         if not hint and (word in keys or find_nearest(word, keys)):
             # The word itself comes first if it is a key.

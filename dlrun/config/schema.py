@@ -272,7 +272,7 @@ class PathsConfig:
 
 
 # Keys of data sets that came later, by target, with their defaults: older runs stay the same runs.
-LATER_DATA_KEYS: dict[str, dict[str, Any]] = {
+_LATER_DATA_KEYS: dict[str, dict[str, Any]] = {
     "dlrun.data.arrays.arrays": {"layout": None, "infer_classes": True},
     "dlrun.data.folders.image_folder": {
         "labels": None,
@@ -377,7 +377,7 @@ def hash_config(plain: dict[str, Any]) -> str:
 
 def _strip_later_data_keys(data: dict[str, Any]) -> dict[str, Any]:
     """The data's block without its folder, and without keys at their default that came later."""
-    later = {"sampler": None} | LATER_DATA_KEYS.get(str(data.get("_target_")), {})
+    later = {"sampler": None} | _LATER_DATA_KEYS.get(str(data.get("_target_")), {})
     kept_keys = [key for key, value in data.items() if key != "root" and not (key in later and later[key] == value)]
     return {key: data[key] for key in kept_keys}
 

@@ -127,7 +127,7 @@ def read_settings(plain: dict[str, Any], choices: dict[str, str], problems: Erro
     errors = ErrorList() if problems is None else problems
     # A copy, so that nothing that is done with the settings changes the request.
     plain = copy.deepcopy(plain)
-    for key in sorted(find_missing(plain)):
+    for key in sorted(_find_missing(plain)):
         errors.add(RequestError(f"{key} has no value yet; type {key}=..."))
 
     components: dict[str, Any] = {
@@ -141,7 +141,7 @@ def read_settings(plain: dict[str, Any], choices: dict[str, str], problems: Erro
     is_ordinary_seed = type(seed) is int and 0 <= seed < 2**31
     if is_ordinary_seed:
         other_values["seed"] = 0
-    config: Config = validate(Config, drop_missing(other_values), "", errors)
+    config: Config = validate(Config, _drop_missing(other_values), "", errors)
     if is_ordinary_seed:
         config.seed = seed
     sections = {name: value for name, value in vars(config).items() if name not in KEYS}
@@ -170,24 +170,24 @@ def _read_component(
         elif key != "_target_":
             arguments[key] = value
 
-    own_keys = validate(keys, drop_missing(own_values), group, errors)
+    own_keys = validate(keys, _drop_missing(own_values), group, errors)
     return Component(group, choice, values.get("_target_"), arguments, own_keys)
 
 
-def find_missing(values: Any, prefix: str = "") -> Iterator[str]:
+def _find_missing(values: Any, prefix: str = "") -> Iterator[str]:
     """Yield the dotted keys of mandatory values that are still missing (`???`)."""
     if isinstance(values, dict):
         for key, value in values.items():
-            yield from find_missing(value, f"{prefix}.{key}" if prefix else str(key))
+            yield from _find_missing(value, f"{prefix}.{key}" if prefix else str(key))
     elif isinstance(values, list):
         for number, value in enumerate(values):
-            yield from find_missing(value, f"{prefix}[{number}]")
+            yield from _find_missing(value, f"{prefix}[{number}]")
     elif values == "???":
         yield prefix
 
 
-def drop_missing(values: Any) -> Any:
+def _drop_missing(values: Any) -> Any:
     """Copy nested dictionaries without mandatory values that are still missing (`???`)."""
     if not isinstance(values, dict):
         return values
-    return {key: drop_missing(value) for key, value in values.items() if value != "???"}
+    return {key: _drop_missing(value) for key, value in values.items() if value != "???"}

@@ -149,7 +149,7 @@ def refuse_other_folder(words: Sequence[str], is_sweep: bool, has_points: bool) 
     for word in words:
         key = get_key(word)
         if key.startswith("hydra.sweep.") and not is_sweep and not has_points:
-            raise build_sweep_only_error(word)
+            raise _build_sweep_only_error(word)
         if key == "hydra.run.dir" and is_sweep:
             folder = word.partition("=")[2]
             raise RequestError(f"{word} is for a single run; type sweep.dir={folder} for the folder of a sweep")
@@ -158,7 +158,7 @@ def refuse_other_folder(words: Sequence[str], is_sweep: bool, has_points: bool) 
 # Settings of sweeps
 
 
-def build_sweep_only_error(word: str, resumes: bool = False) -> RequestError:
+def _build_sweep_only_error(word: str, resumes: bool = False) -> RequestError:
     """Error for a word that has an effect on sweeps only; resumes: whether the command resumes a run."""
     if resumes or is_called_from_python():
         return RequestError(f"{word} is for a sweep, and this is one run; leave it out")
@@ -170,7 +170,7 @@ def refuse_sweep_settings(words: Sequence[str]) -> None:
     resumes = list(words[:1]) == ["resume"] or any(word.startswith("resume=") for word in words)
     for word in words:
         if word.startswith("sweep.") and not word.startswith("sweep.points="):
-            raise build_sweep_only_error(word, resumes)
+            raise _build_sweep_only_error(word, resumes)
 
 
 # Keys that only a search heeds, with what stands in their place in other sweeps.

@@ -119,7 +119,7 @@ def _check_type(schema: Any, name: str, value: Any, where: str) -> bool:
     try:
         OmegaConf.merge(_structure(schema), {name: Literals().hide(value)})
     except ConfigKeyError as error:
-        keys = [_join_key(where, other) for other in iter_field_names(schema)]
+        keys = [_join_key(where, other) for other in _iter_field_names(schema)]
         # Of the whole section, since a key is mistyped more often than misplaced.
         hint = did_you_mean(key, keys).rstrip() or "dlrun --cfg job shows all keys"
         raise RequestError(f"there is no key {key}; {hint}") from error
@@ -176,13 +176,13 @@ def _join_key(where: str, name: str) -> str:
     return f"{where}.{name}" if where else name
 
 
-def iter_field_names(schema: Any) -> Iterator[str]:
+def _iter_field_names(schema: Any) -> Iterator[str]:
     """Yield the dotted names of a dataclass's fields, and of those in nested dataclasses and default dictionaries."""
     for field in dataclasses.fields(schema):
         yield field.name
         factory: Any = field.default_factory
         if dataclasses.is_dataclass(factory):
-            for name in iter_field_names(factory):
+            for name in _iter_field_names(factory):
                 yield f"{field.name}.{name}"
         elif factory is not dataclasses.MISSING:
             default = factory()

@@ -93,7 +93,7 @@ def _decode(path: Path, content: bytes) -> str:
 def read_json(path: Path, most: int = 16 * MEGABYTE) -> dict[str, Any]:
     """Read a file of one JSON object and at most `most` bytes."""
     try:
-        return parse_object(read_text(path, most))
+        return _parse_object(read_text(path, most))
     except ValueError as error:
         raise DamageError(path, str(error)) from error
 
@@ -104,12 +104,12 @@ def parse_line(line: bytes) -> dict[str, Any]:
         raise ValueError(f"it has {len(line):,} bytes")
 
     try:
-        return parse_object(line.decode())
+        return _parse_object(line.decode())
     except UnicodeDecodeError as error:
         raise ValueError(f"byte {error.start:,} is no UTF-8") from error
 
 
-def parse_object(text: str) -> dict[str, Any]:
+def _parse_object(text: str) -> dict[str, Any]:
     """Parse a JSON text into an object; ValueError says what is wrong with it."""
     try:
         value = _DECODER.decode(text)

@@ -10,7 +10,7 @@ _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 _GUARDED = re.compile(r"''*[=+\-@\t\r]")
 
 
-def guard(cell: Any) -> Any:
+def _guard(cell: Any) -> Any:
     """Put an apostrophe in front of text that a spreadsheet would compute; numbers stay numbers."""
     # A negative number begins with a minus, and is no formula.
     if not isinstance(cell, str) or not _FORMULA.match(cell) or _is_number(cell):
@@ -19,7 +19,7 @@ def guard(cell: Any) -> Any:
 
 
 def unguard(cell: str) -> str:
-    """Take away the apostrophe that `guard` added."""
+    """Take away the apostrophe that `_guard` added."""
     return cell[1:] if _GUARDED.match(cell) else cell
 
 
@@ -62,7 +62,7 @@ class CsvWriter:
 
     def write_row(self, cells: Iterable[Any]) -> None:
         """Write one row."""
-        self._writer.writerow([guard(cell) for cell in cells])
+        self._writer.writerow([_guard(cell) for cell in cells])
 
     def write_rows(self, rows: Iterable[Sequence[Any]]) -> None:
         """Write several rows."""

@@ -40,7 +40,7 @@ def is_own_name(name: str | None) -> bool:
     return name is not None and "." in name and not is_ours(name)
 
 
-def iter_task_names(task: Any) -> Iterator[str]:
+def _iter_task_names(task: Any) -> Iterator[str]:
     """Yield what `task` names of the user's own code without a `_target_`; nothing for what could not be read."""
     if not isinstance(task, dict):
         return
@@ -66,7 +66,7 @@ def iter_config_names(plain: dict[str, Any]) -> Iterator[str]:
     """Yield what a config names of dlrun's, torch's and the user's code."""
     # Nothing below `user` is built, and `task` names more than its targets.
     yield from iter_targets({key: value for key, value in plain.items() if key not in ("user", "task")})
-    yield from iter_task_names(plain.get("task"))
+    yield from _iter_task_names(plain.get("task"))
 
 
 def find_own_modules(plain: dict[str, Any]) -> list[str]:

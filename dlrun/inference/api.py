@@ -181,7 +181,7 @@ def train(*overrides: str, quiet: bool = False, **keywords: Any) -> Run:
     with _restore_process("train"):
         try:
             # Everything that can be refused is refused before a folder exists.
-            refuse_sweep_folder(words)
+            _refuse_sweep_folder(words)
             jobs = requests.read_requests(words)
             if len(jobs) > 1 or (jobs and jobs[0].sweep is not None):
                 raise RequestError(
@@ -259,7 +259,7 @@ def _load_run(place: str, words: list[str], request_of_training: Request | None 
     return Run(saved_model)
 
 
-def refuse_sweep_folder(words: Sequence[str]) -> None:
+def _refuse_sweep_folder(words: Sequence[str]) -> None:
     """Raise RequestError for `resume=SWEEP`, as a sweep is many runs."""
     command = requests.put_resume_first(words)[:2]
     if command[:1] != ["resume"]:

@@ -88,19 +88,19 @@ def _rename_to_free_name(hidden: Path, target: Path) -> Path:
 
 
 def _write_files(folder: Path, evaluation: Evaluation, figures: bool) -> None:
-    write_json(folder / "metrics.json", describe_evaluation(evaluation))
+    write_json(folder / "metrics.json", _describe_evaluation(evaluation))
     if evaluation.classes is not None:
         write_text(folder / "per_class.csv", evaluation.classes.to_csv())
     # A tag is no row of a file.
     if evaluation.saved_model.spec.task != "tagging":
-        write_text(folder / "predictions.csv", format_predictions(evaluation))
+        write_text(folder / "predictions.csv", _format_predictions(evaluation))
     if figures:
         (folder / "figures").mkdir()
         for name, figure in _draw_figures(evaluation):
             canvas.save_png(canvas.render_pixels(figure), folder / "figures" / f"{name}.png")
 
 
-def describe_evaluation(evaluation: Evaluation) -> dict[str, Any]:
+def _describe_evaluation(evaluation: Evaluation) -> dict[str, Any]:
     """Return the content of metrics.json."""
     saved_model = evaluation.saved_model
     calibration = evaluation.calibration
@@ -139,7 +139,7 @@ def _describe_calibration(calibration: Calibration) -> dict[str, Any]:
     }
 
 
-def format_predictions(evaluation: Evaluation) -> str:
+def _format_predictions(evaluation: Evaluation) -> str:
     """Return predictions.csv: row number, target, prediction, for classes its probability, and the file of each row.
 
     Of an autoencoder: the mean squared error of each row, as the model sees it, and the values that it gives back in

@@ -105,7 +105,7 @@ def evaluate(words: list[str], split: str | None = None) -> dict[str, float]:
     console = Console()
     with open_saved_model(place, overrides) as saved_model:
         evaluation = evaluate_split(saved_model, split)
-        print_evaluation(console, evaluation)
+        _print_evaluation(console, evaluation)
         if saved_model.folder is None:
             console.say("nothing was written: the checkpoint lies in no run folder")
             return evaluation.metrics
@@ -255,7 +255,7 @@ def _read_recorded_metrics(saved_model: SavedModel, name: str) -> dict[str, Any]
     return {key: value for key, value in metrics.items() if key.startswith(f"{name}/")}
 
 
-def print_evaluation(console: Console, evaluation: Evaluation) -> None:
+def _print_evaluation(console: Console, evaluation: Evaluation) -> None:
     """Print metrics beside the recorded ones and the baseline, then the classes and the calibration."""
     saved_model = evaluation.saved_model
     process = saved_model.process
@@ -281,14 +281,14 @@ def print_evaluation(console: Console, evaluation: Evaluation) -> None:
         baseline = _format_or_dash(evaluation.baseline.get(key))
         rows.append((key, format_number(value), recorded, baseline))
     console.say(build_table(("metric", "now", "recorded", "baseline"), rows))
-    for line in compare_with_recorded(evaluation):
+    for line in _compare_with_recorded(evaluation):
         console.say(line)
 
     if evaluation.classes is not None:
         console.say()
         _print_classes(console, evaluation.classes, "label" if saved_model.spec.task == "multilabel" else "class")
     if evaluation.calibration is not None:
-        console.say(format_calibration(evaluation.calibration))
+        console.say(_format_calibration(evaluation.calibration))
     console.say()
 
 
@@ -302,7 +302,7 @@ def _describe_split(evaluation: Evaluation) -> str:
     return "all" if evaluation.saved_model.is_training_data else "all, as the run has not seen them"
 
 
-def compare_with_recorded(evaluation: Evaluation) -> list[str]:
+def _compare_with_recorded(evaluation: Evaluation) -> list[str]:
     """State whether the metrics equal those of training; empty if there is no reason why they should."""
     saved_model = evaluation.saved_model
     common_keys = [key for key in evaluation.metrics if evaluation.recorded.get(key) is not None]
@@ -339,7 +339,7 @@ def _print_classes(console: Console, classes: PerClass, noun: str) -> None:
         console.say("most confused: " + ", ".join(mistakes))
 
 
-def format_calibration(calibration: Calibration) -> str:
+def _format_calibration(calibration: Calibration) -> str:
     """Format the calibration error, with mean probability and frequency, which show the side it errs on."""
     # The frequency with which the predicted class is right is the accuracy.
     rate = "accuracy" if calibration.of.startswith("the predicted") else "its share"

@@ -82,7 +82,7 @@ def predict_rows(saved_model: SavedModel, x: Any) -> Predictions:
     refuse_several_inputs(saved_model)
     spec = saved_model.spec
     task = saved_model.task
-    inputs = prepare_inputs(x, spec)
+    inputs = _prepare_inputs(x, spec)
     outputs = compute_outputs(saved_model, inputs)
     values = task.predict(outputs)
     if spec.task == "regression":
@@ -103,7 +103,7 @@ def predict_rows(saved_model: SavedModel, x: Any) -> Predictions:
     return Predictions(values, probabilities, labels)
 
 
-def prepare_inputs(x: Any, spec: DataSpec) -> tuple[Tensor, ...]:
+def _prepare_inputs(x: Any, spec: DataSpec) -> tuple[Tensor, ...]:
     """Convert user input to the tensors that the model is called with, on the CPU, rows along the first dimension.
 
     RequestError for other shapes and types.

@@ -200,7 +200,7 @@ def open_saved_model(place: str, overrides: Sequence[str] = ()) -> Iterator[Save
     # For example permissions in the saved config, which only a command line can give.
     for note in request.notes:
         write_error(f"dlrun: note: {note}")
-    restore_training_defaults(request, state, plain)
+    _restore_training_defaults(request, state, plain)
     settings = read_settings(request.config, request.choices)
 
     full_model = checkpoint.load_full_model(path, settings.trust) if is_full_model else None
@@ -208,7 +208,7 @@ def open_saved_model(place: str, overrides: Sequence[str] = ()) -> Iterator[Save
         yield SavedModel(path, request, settings, state, process, full_model)
 
 
-def restore_training_defaults(request: Request, state: dict[str, Any], plain: dict[str, Any]) -> None:
+def _restore_training_defaults(request: Request, state: dict[str, Any], plain: dict[str, Any]) -> None:
     """Set in the request's config what training had and this command line leaves open: threads, kind of target, and
     range of grey values."""
     # The number of threads decides how sums round.

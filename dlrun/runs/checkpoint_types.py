@@ -26,7 +26,7 @@ _LARGEST_LAYER = 2**31
 # Letters of a NumPy dtype: text of a million letters each would fill the memory.
 _LONGEST_KIND = 5
 # Suffix of the keys under which modules keep state that is no tensor.
-EXTRA_STATE = "_extra_state"
+_EXTRA_STATE = "_extra_state"
 
 
 def find_state_error(state: dict[str, Any]) -> str:
@@ -38,10 +38,10 @@ def find_state_error(state: dict[str, Any]) -> str:
     except ValueError as error:
         return f"{key}: {error}"
 
-    problem = find_type_error(state, STATE_KEYS)
+    problem = find_type_error(state, _STATE_KEYS)
     if problem:
         return problem
-    for key, inside in INNER_KEYS.items():
+    for key, inside in _INNER_KEYS.items():
         problem = find_type_error(state.get(key, {}), inside, f"{key}.")
         if problem:
             return problem
@@ -52,7 +52,7 @@ def find_state_error(state: dict[str, Any]) -> str:
             return f"config.{problem}"
 
     if "spec" in state:
-        problem = find_spec_error(state["spec"])
+        problem = _find_spec_error(state["spec"])
         if problem:
             return f"spec.{problem}"
 
@@ -76,12 +76,12 @@ def _convert_tuples(value: Any) -> Any:
     return mapping
 
 
-def find_spec_error(spec: dict[str, Any]) -> str:
+def _find_spec_error(spec: dict[str, Any]) -> str:
     """Describe the first value that a DataSpec cannot have; "" if there is none."""
-    unknown = [key for key in spec if key not in SPEC_KEYS]
+    unknown = [key for key in spec if key not in _SPEC_KEYS]
     if unknown:
         return f"{unknown[0]} is no key of a data's description"
-    problem = find_type_error(spec, SPEC_KEYS)
+    problem = find_type_error(spec, _SPEC_KEYS)
     if problem:
         return problem
 
@@ -117,7 +117,7 @@ def _are_outputs(value: Any) -> bool:
 def list_missing_keys(state: dict[str, Any], required_keys: Sequence[str]) -> list[str]:
     """List the keys that a checkpoint lacks, also inside its config and its data's description."""
     missing = [key for key in required_keys if key not in state]
-    for key, inside in NEEDED_INSIDE.items():
+    for key, inside in _NEEDED_INSIDE.items():
         if key in required_keys and key not in missing:
             missing += [f"{key}.{name}" for name in inside if state[key].get(name) is None]
     return missing
@@ -155,7 +155,7 @@ def _are_weights(value: Any) -> bool:
     if not isinstance(value, dict):
         return False
     return all(
-        isinstance(key, str) and (isinstance(part, Tensor) or key.endswith(EXTRA_STATE)) for key, part in value.items()
+        isinstance(key, str) and (isinstance(part, Tensor) or key.endswith(_EXTRA_STATE)) for key, part in value.items()
     )
 
 
@@ -239,7 +239,7 @@ NAMES: Check = (_is_sequence_of(lambda value: isinstance(value, str) or is_numbe
 CONSTANTS: Check = (_is_sequence_of(_is_finite), "a list of numbers")
 WEIGHTS: Check = (_are_weights, "tensors by name")
 
-STATE_KEYS: dict[str, Check] = {
+_STATE_KEYS: dict[str, Check] = {
     "run_id": TEXT,
     "model": WEIGHTS,
     "ema": (_is_average, "an average of the weights"),
@@ -271,11 +271,11 @@ STATE_KEYS: dict[str, Check] = {
     "sources": NAMED_TEXTS,
 }
 # No reader can do without these. Others may be missing, as older versions wrote fewer keys.
-NEEDED_INSIDE = {
+_NEEDED_INSIDE = {
     "spec": ("kind", "input_shape", "task", "output_size"),
     "config": ("data", "model", "optimizer", "scheduler", "trainer", "device", "paths"),
 }
-INNER_KEYS: dict[str, dict[str, Check]] = {
+_INNER_KEYS: dict[str, dict[str, Check]] = {
     "scheduler": {"steps": COUNT, "scheduler": MAPPING},
     "progress": {
         "epoch": COUNT,
@@ -296,7 +296,7 @@ INNER_KEYS: dict[str, dict[str, Check]] = {
         "epochs_without_improvement": COUNT,
     },
 }
-SPEC_KEYS: dict[str, Check] = {
+_SPEC_KEYS: dict[str, Check] = {
     "kind": (lambda value: value in ("vector", "image", "tokens", "series"), "vector, image, tokens or series"),
     "input_shape": SHAPE,
     "task": (

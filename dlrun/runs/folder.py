@@ -61,7 +61,7 @@ def open_new(request: Request, runtime: "Runtime", outputs: Path, name: str, fol
         # The death of a data worker comes here too: torch raises it wherever this process is.
         is_ours = folder_lock.folder == folder
         folder_lock.release()
-        remove_description(folder, is_ours, is_new)
+        _remove_description(folder, is_ours, is_new)
         raise
 
     return folder
@@ -75,7 +75,7 @@ def reopen(folder: Path, epoch: int, labels: dict[str, Any]) -> list[str]:
     """
     # All is read before anything is removed.
     config = _relabel_config(folder, labels)
-    lines, notes = read_lines_until(folder, epoch)
+    lines, notes = _read_lines_until(folder, epoch)
 
     with convert_write_errors(folder, "make room there, or see who may write there"):
         remove_temporaries(folder, folder / "checkpoints")
@@ -171,7 +171,7 @@ def list_finished_files(checkpoints: Path) -> list[Path]:
     return [checkpoints / name for name in names if not is_temporary(name)]
 
 
-def read_lines_until(folder: Path, epoch: int) -> tuple[dict[str, list[str]], list[str]]:
+def _read_lines_until(folder: Path, epoch: int) -> tuple[dict[str, list[str]], list[str]]:
     """Read the lines of metrics and fingerprints up to `epoch`, by file, and notes on unreadable lines.
 
     By epochs, not steps: if max_steps ended a run in mid-epoch, that partial epoch has a row too.
@@ -248,7 +248,7 @@ def write_description(folder: Path, request: Request, runtime: "Runtime") -> Non
         write_json(folder / ENVIRONMENT, environment)
 
 
-def remove_description(folder: Path, is_described: bool, is_new: bool) -> None:
+def _remove_description(folder: Path, is_described: bool, is_new: bool) -> None:
     """Remove the description of a run that does not start after all, and its folder if it is new."""
     with contextlib.suppress(OSError):
         if is_described:

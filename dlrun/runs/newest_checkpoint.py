@@ -29,7 +29,7 @@ class NewestCheckpoint:
 
         UnreadableError, with the reason of each, where there are checkpoints and none of them can be opened.
         """
-        files = list_status(folder)
+        files = _list_status(folder)
         if not files:
             return None
         _, state, skipped = checkpoint.load_newest(folder / "checkpoints", required_keys)
@@ -37,10 +37,10 @@ class NewestCheckpoint:
 
     def is_current(self) -> bool:
         """Whether the run has the same files as when this one was loaded."""
-        return list_status(self.folder) == self.files
+        return _list_status(self.folder) == self.files
 
 
-def list_status(folder: Path) -> list[FileStatus]:
+def _list_status(folder: Path) -> list[FileStatus]:
     """The status of each file that a run has saved."""
     files = []
     for path in list_saved_files(folder):

@@ -123,7 +123,7 @@ def open_run(
     if (folder / "sweep.jsonl").is_file():
         advice = of_sweep.format(quote(folder))
         raise RequestError(f"{folder} is a sweep, and dlrun {command} takes {count}; {advice}")
-    if is_run_folder(folder):
+    if _is_run_folder(folder):
         # A job of a sweep lies in the sweep's folder, or one below if several sweeps are one.
         above = (folder.absolute().parent, folder.absolute().parent.parent)
         sweep = next((place for place in above if (place / "sweep.jsonl").is_file()), None)
@@ -141,7 +141,7 @@ def open_run(
     raise RequestError(f"{folder} {problem}; dlrun {command} takes a run folder, one of `dlrun ls runs`")
 
 
-def is_run_folder(folder: Path) -> bool:
+def _is_run_folder(folder: Path) -> bool:
     """Whether a folder holds a run, as lists of runs have it."""
     try:
         entries = {entry.name: entry.is_dir() for entry in folder.iterdir()}

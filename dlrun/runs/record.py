@@ -91,7 +91,7 @@ PLACE: Check = (lambda value: _is_text(value) and bool(value) and "\0" not in va
 FLAG: Check = (lambda value: isinstance(value, bool), "true or false")
 
 # The type of each key, if it is there: older versions of dlrun wrote fewer keys.
-RESULT_KEYS: dict[str, Check] = {
+_RESULT_KEYS: dict[str, Check] = {
     "name": allow_none(TEXT),
     "parent": allow_none(NAMED_TEXTS),
     "status": (lambda value: value in ENDED, f"one of {', '.join(ENDED)}"),
@@ -116,8 +116,8 @@ RESULT_KEYS: dict[str, Check] = {
     "stacked": COUNT,
     "expected": (_are_expectations, "a list of expectations"),
 }
-BEST_KEYS: dict[str, Check] = {"metric": allow_none(TEXT), "value": allow_none(NUMBER), "epoch": allow_none(COUNT)}
-ENVIRONMENT_KEYS: dict[str, Check] = {
+_BEST_KEYS: dict[str, Check] = {"metric": allow_none(TEXT), "value": allow_none(NUMBER), "epoch": allow_none(COUNT)}
+_ENVIRONMENT_KEYS: dict[str, Check] = {
     "run_id": TEXT,
     "command": TEXT,
     "parent": allow_none(NAMED_TEXTS),
@@ -137,9 +137,9 @@ ENVIRONMENT_KEYS: dict[str, Check] = {
 # Blocks that build one object, named by _target_.
 _TARGET_BLOCKS = ("data", "model", "optimizer", "scheduler")
 _BLOCKS = (*_TARGET_BLOCKS, "task", "trainer", "checkpoint", "device", "tracking", "run", "paths")
-CONFIG_KEYS: dict[str, Check] = {"seed": COUNT, **dict.fromkeys(_BLOCKS, allow_none(MAPPING))}
+_CONFIG_KEYS: dict[str, Check] = {"seed": COUNT, **dict.fromkeys(_BLOCKS, allow_none(MAPPING))}
 # What is read from a saved config before its schema validates the rest.
-BLOCK_KEYS: dict[str, dict[str, Check]] = {
+_BLOCK_KEYS: dict[str, dict[str, Check]] = {
     **{group: {"_target_": allow_none(TEXT)} for group in _TARGET_BLOCKS},
     "trainer": {"epochs": allow_none(COUNT), "max_steps": allow_none(COUNT), "early_stopping": allow_none(MAPPING)},
     "checkpoint": {"monitor": allow_none(TEXT), "mode": allow_none(TEXT)},
@@ -150,11 +150,11 @@ BLOCK_KEYS: dict[str, dict[str, Check]] = {
 
 def find_config_error(values: dict[str, Any]) -> str:
     """Describe the first value of a saved config that has a wrong type; "" if there is none."""
-    error = find_type_error(values, CONFIG_KEYS)
+    error = find_type_error(values, _CONFIG_KEYS)
     if error:
         return error
 
-    for block, keys in BLOCK_KEYS.items():
+    for block, keys in _BLOCK_KEYS.items():
         error = find_type_error(values.get(block) or {}, keys, f"{block}.")
         if error:
             return error
@@ -172,7 +172,7 @@ def find_type_error(values: dict[str, Any], keys: dict[str, Check], place: str =
 
 
 CONFIG_MAPPING: Check = (lambda value: isinstance(value, dict) and not find_config_error(value), "the config of a run")
-FINGERPRINT_KEYS: dict[str, Check] = {"epoch": COUNT, "step": COUNT, "weights_sha256": TEXT}
+_FINGERPRINT_KEYS: dict[str, Check] = {"epoch": COUNT, "step": COUNT, "weights_sha256": TEXT}
 
 
 def refuse_wrong_types(path: Path, values: dict[str, Any], keys: dict[str, Check], place: str = "") -> None:
@@ -187,15 +187,15 @@ def read_result(path: Path) -> dict[str, Any]:
     values = read_json(path)
     if "status" not in values:
         raise DamageError(path, "it has no status")
-    refuse_wrong_types(path, values, RESULT_KEYS)
-    refuse_wrong_types(path, values.get("best", {}), BEST_KEYS, "best.")
+    refuse_wrong_types(path, values, _RESULT_KEYS)
+    refuse_wrong_types(path, values.get("best", {}), _BEST_KEYS, "best.")
     return values
 
 
-def read_environment(path: Path) -> dict[str, Any]:
+def _read_environment(path: Path) -> dict[str, Any]:
     """Read an environment.json; DamageError if it has values of wrong types."""
     values = read_json(path)
-    refuse_wrong_types(path, values, ENVIRONMENT_KEYS)
+    refuse_wrong_types(path, values, _ENVIRONMENT_KEYS)
     return values
 
 
@@ -233,7 +233,7 @@ def read_choices(path: Path) -> dict[str, str]:
     return choices
 
 
-def read_log(path: Path) -> bytes:
+def _read_log(path: Path) -> bytes:
     """Read a file with a line an epoch."""
     return read_bytes(path, LARGEST_LOG)
 
@@ -244,7 +244,7 @@ def parse_line(name: str, line: bytes) -> dict[str, Any]:
     if name == METRICS and not (_are_numbers(values) and _is_count(values.get("epoch"))):
         raise ValueError("it is no row of numbers with an epoch")
     if name == FINGERPRINTS:
-        for key, (accepts, description) in FINGERPRINT_KEYS.items():
+        for key, (accepts, description) in _FINGERPRINT_KEYS.items():
             if not accepts(values.get(key)):
                 raise ValueError(f"{key} is not {description}")
     return values
@@ -267,7 +267,7 @@ def to_number(value: Any) -> float:
     return float(value) if is_number(value) else math.nan
 
 
-def refuse_link_out(folder: Path, path: Path) -> None:
+def _refuse_link_out(folder: Path, path: Path) -> None:
     """Raise DamageError for a link out of the run folder: a record never shows other files of the machine."""
     if not is_within(os.path.realpath(path), os.path.realpath(folder)):
         raise DamageError(path, f"it is a link to {os.path.realpath(path)}, outside of the folder")
@@ -323,7 +323,7 @@ class RunRecord:
             # os.path.islink is faster than Path.is_symlink, which takes a tenth of the time of `dlrun ls runs`.
             places = [place for place in (path, path.parent) if place != self.folder]
             if any(os.path.islink(place) for place in places):  # noqa: PTH114
-                refuse_link_out(self.folder, path)
+                _refuse_link_out(self.folder, path)
             return read(path)
         except FileNotFoundError:
             return otherwise
@@ -333,7 +333,7 @@ class RunRecord:
 
     def _read_lines(self, name: str) -> list[dict[str, Any]]:
         """Read the lines of a file up to the first damaged one."""
-        content = self._read(name, read_log, b"")
+        content = self._read(name, _read_log, b"")
         *lines, rest = content.removeprefix(codecs.BOM_UTF8).split(b"\n")
 
         values: list[dict[str, Any]] = []
@@ -352,7 +352,7 @@ class RunRecord:
     @cached_property
     def environment(self) -> dict[str, Any]:
         """Content of environment.json."""
-        return self._read(ENVIRONMENT, read_environment, {})
+        return self._read(ENVIRONMENT, _read_environment, {})
 
     @cached_property
     def result(self) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def run_unit(unit: Unit, report: Report, note: Callable[[str], None], prepared: 
     """Run one job, or a stack of jobs; returns 0, or the exit code of an interruption."""
     if unit.file is None:
         return run_alone(unit.jobs, report)
-    return run_stack(unit, unit.file, report, note, prepared or PreparedJobs())
+    return _run_stack(unit, unit.file, report, note, prepared or PreparedJobs())
 
 
 def run_alone(jobs: Sequence[Job], report: Report) -> int:
@@ -115,7 +115,7 @@ def run_alone(jobs: Sequence[Job], report: Report) -> int:
     return 0
 
 
-def run_stack(unit: Unit, file: Path, report: Report, note: Callable[[str], None], prepared: PreparedJobs) -> int:
+def _run_stack(unit: Unit, file: Path, report: Report, note: Callable[[str], None], prepared: PreparedJobs) -> int:
     """Run jobs as one stack, and those that do not fit into it alone; returns 0, or an interruption's exit code."""
     open_keys = {job.key for job in unit.open_jobs}
     runs: list[StackedRun] = []
@@ -129,7 +129,7 @@ def run_stack(unit: Unit, file: Path, report: Report, note: Callable[[str], None
             # The user's own code may raise anything. What a finished run raises now is no news.
             is_open = job.key in open_keys
             open_keys.discard(job.key)
-            if is_open and not report(job, make_outcome(job.request, error)):
+            if is_open and not report(job, _make_outcome(job.request, error)):
                 return 0
             continue
 
@@ -147,7 +147,7 @@ def run_stack(unit: Unit, file: Path, report: Report, note: Callable[[str], None
         nonlocal is_continuing
         job = jobs[number]
         open_keys.discard(job.key)
-        is_continuing = report(job, Outcome(code) if error is None else make_outcome(job.request, error))
+        is_continuing = report(job, Outcome(code) if error is None else _make_outcome(job.request, error))
         return is_continuing
 
     reason = compare_with_alone([run.member for run in runs]) if runs else None
@@ -181,10 +181,10 @@ def run_request(request: Request, pruner: Pruner | None = None) -> Outcome:
         return Outcome(experiment.run(request, Console(quiet=True), pruner))
     except (Exception, SystemExit, KeyboardInterrupt) as error:
         # The user's own code may raise anything.
-        return make_outcome(request, error)
+        return _make_outcome(request, error)
 
 
-def make_outcome(request: Request, error: BaseException) -> Outcome:
+def _make_outcome(request: Request, error: BaseException) -> Outcome:
     """The outcome of a job that has raised an error; an unexpected one goes into the job's log."""
     if isinstance(error, DlrunError):
         return Outcome(error.exit_code, str(error))

@@ -25,7 +25,7 @@ from dlrun.sweep.stacks import Unit
 
 _ALWAYS_BLOCKED = tuple(n for n in signals.STOP_SIGNALS if n not in (signal.SIGINT, signal.SIGTERM))
 # A run of this length is worth a process of its own.
-LONG_SECONDS = 5.0
+_LONG_SECONDS = 5.0
 # The longest that a Ctrl-C waits before the jobs receive it.
 _POLL_SECONDS = 0.2
 
@@ -178,7 +178,7 @@ class Adaptive:
                 return code
 
             rest = units[number:]
-            if seconds >= LONG_SECONDS and len(rest) > 1:
+            if seconds >= _LONG_SECONDS and len(rest) > 1:
                 at_once = min(self.count, len(rest))
                 watcher.note(
                     f"that took {seconds:.0f} s, so the others run {at_once} at a time, with "

@@ -69,7 +69,7 @@ class Display:
             line = f"{position}  {job.label}: {status}{metric}, {seconds:.1f} s, {time_left}".rstrip(", ")
             # The table below has the time left, and the number of the job.
             value = metric.removeprefix(", ") or status
-            self.console.say_line(line, f"{position}  {shorten_label(job)}: {value}, {seconds:.1f} s")
+            self.console.say_line(line, f"{position}  {_shorten_label(job)}: {value}, {seconds:.1f} s")
         return seconds
 
     def _estimate_time_left(self) -> str:
@@ -114,7 +114,7 @@ class Display:
         return Group(head, build_table(_COLUMNS, rows[:_MOST_ROWS], left=2))
 
     def _make_row(self, job: Job, seconds: float) -> tuple[str, ...]:
-        row = read_last_row(job.folder)
+        row = _read_last_row(job.folder)
 
         epoch = ""
         if row:
@@ -126,10 +126,10 @@ class Display:
             monitor = "val/loss" if "val/loss" in row else "train/loss"
         metric = f"{monitor} {format_number(row[monitor])}" if monitor in row else ""
 
-        return str(job.number), shorten_label(job), epoch, metric, format_clock(seconds)
+        return str(job.number), _shorten_label(job), epoch, metric, format_clock(seconds)
 
 
-def shorten_label(job: Job) -> str:
+def _shorten_label(job: Job) -> str:
     """What varies in a job, without the sections of keys: lr=0.1 for optimizer.lr=0.1."""
     words = [re.sub(r"^[\w.]*\.(?=\w+=)", "", word) for word in job.label.split(" ")]
     return " ".join(words)
@@ -150,7 +150,7 @@ def estimate_seconds_left(mean: float, elapsed: Sequence[float], waiting: int, a
     return max(slot_ends)
 
 
-def read_last_row(folder: Path) -> dict[str, Any]:
+def _read_last_row(folder: Path) -> dict[str, Any]:
     """The last whole row of a run's metrics; empty if there is none yet."""
     try:
         with (folder / METRICS).open("rb") as file:

@@ -77,7 +77,7 @@ def run(requests: Sequence[Request]) -> int:
             check = check_in_process(to_check, engine)
             if check.death is not None:
                 notes.append(f"{check.death}; each run has a process of its own, and is checked when it begins")
-            elif is_serial and not any(is_left_running(job, ledger) for job in own_code_jobs):
+            elif is_serial and not any(_is_left_running(job, ledger) for job in own_code_jobs):
                 engine = Serial()
             missing_data = check.missing_data
         else:
@@ -87,7 +87,7 @@ def run(requests: Sequence[Request]) -> int:
         if not has_chosen_folder(requests[0]) and folder.exists():
             # Another sweep that started in the same second has taken the folder since.
             folder, ledger = choose_folder(requests)
-            jobs = [move_job(job, folder) for job in jobs]
+            jobs = [_move_job(job, folder) for job in jobs]
             unfinished = list(jobs)
 
         place = f"on {sweep_settings['engine'].capitalize()}" if is_remote else ""
@@ -159,7 +159,7 @@ def _start_engine(is_serial: bool, at_once: int, prepared: PreparedJobs) -> Engi
     return engine
 
 
-def is_left_running(job: Job, ledger: Ledger) -> bool:
+def _is_left_running(job: Job, ledger: Ledger) -> bool:
     """Whether an earlier process of the sweep died while it ran this job, perhaps because of it."""
     entry = ledger.entries.get(job.key)
     return entry is not None and entry.status == "running"
@@ -241,7 +241,7 @@ def form_units(queue: Sequence[Job], stacks: Sequence[Unit]) -> list[Unit]:
     return [units[job.key] for job in queue if job.key in units]
 
 
-def move_job(job: Job, sweep: Path) -> Job:
+def _move_job(job: Job, sweep: Path) -> Job:
     """The same job in the folder of another sweep."""
     request = job.request
     old_sweep = request.sweep
@@ -320,7 +320,7 @@ def conclude(
         if len({run.choices.get("lesson") for run in runs}) == 1:
             report.print_comparison(comparison, console)
 
-        pictures = draw_best_runs(console, comparison, jobs, watcher.disk_problems, is_serial)
+        pictures = _draw_best_runs(console, comparison, jobs, watcher.disk_problems, is_serial)
         page = report.write_comparison(
             comparison, ledger.folder, ledger.command, None if extras is None else extras.draw
         )
@@ -337,7 +337,7 @@ def conclude(
     return is_as_expected
 
 
-def draw_best_runs(
+def _draw_best_runs(
     console: Console, comparison: Comparison, jobs: Sequence[Job], disk_problems: DiskProblems, is_serial: bool
 ) -> list[Path]:
     """Draw the best run of each table, where the config leaves figures open; returns the paths of their pages.

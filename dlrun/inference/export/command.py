@@ -17,7 +17,7 @@ from dlrun.runs.reports.console import Console, format_facts
 
 # Writes its files into an empty folder and returns them.
 Writer = Callable[[SavedModel, Path], list[Path]]
-ON_THE_CPU = ("device.name=cpu", "device.index=null", "device.compile=false")
+_ON_THE_CPU = ("device.name=cpu", "device.index=null", "device.compile=false")
 
 
 class Format(NamedTuple):
@@ -42,7 +42,7 @@ def export(words: list[str], format: str, weights: str) -> None:
     write = _import_writer(format)
     unheeded.refuse_unheeded(overrides, "dlrun export")
 
-    with open_saved_model(place, [*overrides, *ON_THE_CPU]) as saved_model:
+    with open_saved_model(place, [*overrides, *_ON_THE_CPU]) as saved_model:
         if weights == "ema":
             _load_averaged_weights(saved_model)
 
@@ -50,7 +50,7 @@ def export(words: list[str], format: str, weights: str) -> None:
         parent = (saved_model.folder or saved_model.path.absolute().parent) / "export"
         with create_folder(parent, format) as folder:
             files = [path.name for path in write(saved_model, folder.temporary)]
-        print_export(saved_model, format, folder.final, files)
+        _print_export(saved_model, format, folder.final, files)
 
 
 def _import_writer(name: str) -> Writer:
@@ -73,7 +73,7 @@ def _load_averaged_weights(saved_model: SavedModel) -> None:
     load_weights(saved_model.model, saved_model.averaged_weights, saved_model.path)
 
 
-def print_export(saved_model: SavedModel, name: str, folder: Path, files: Sequence[str]) -> None:
+def _print_export(saved_model: SavedModel, name: str, folder: Path, files: Sequence[str]) -> None:
     """Print the files that were written, how they were checked, and the command that tries them."""
     epoch = f" (epoch {saved_model.state['epoch']})" if "epoch" in saved_model.state else ""
     sizes = [f"{file} ({_format_size(folder / file)})" for file in files]

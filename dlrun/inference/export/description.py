@@ -27,7 +27,7 @@ from dlrun.inference.export.example_input import Example, choose_rows, has_words
 from dlrun.inference.saved_model import SavedModel
 
 # Names of the inputs by kind of data; x for all other kinds.
-INPUT_NAMES = {"tokens": ("codes", "lengths")}
+_INPUT_NAMES = {"tokens": ("codes", "lengths")}
 # Data whose pixels were 0 to 255: an example of theirs can be a picture file.
 _IMAGE_TARGETS = ("dlrun.data.images.", "dlrun.data.folders.")
 # A list of plain values in indented JSON, which reads better on one line.
@@ -49,7 +49,7 @@ class ExportSubject:
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the inputs."""
-        names = INPUT_NAMES.get(self.saved_model.spec.kind, ("x",))
+        names = _INPUT_NAMES.get(self.saved_model.spec.kind, ("x",))
         # A user's model may take more inputs than its kind of data has.
         count = len(next(self.iterate_inputs()))
         return (*names, *(f"x{number}" for number in range(len(names) + 1, count + 1)))
@@ -163,7 +163,7 @@ def write_companions(
         **({"output_to_value": "sigmoid"} if saved_model.task.is_logistic else {}),
         **_describe_target_scale(saved_model),
         "class_names": list_class_names(saved_model),
-        "preprocessing": describe_preprocessing(saved_model, example, shapes[0]),
+        "preprocessing": _describe_preprocessing(saved_model, example, shapes[0]),
         # Whoever loads the export elsewhere can compare with these outputs.
         "example": {"file": example.file, "outputs": outputs.tolist()},
         "checked": check,
@@ -256,7 +256,7 @@ def list_class_names(saved_model: SavedModel) -> list[str]:
     return [str(number) for number in range(count)]
 
 
-def describe_preprocessing(saved_model: SavedModel, example: Example, shape: Sequence[int | str]) -> dict[str, Any]:
+def _describe_preprocessing(saved_model: SavedModel, example: Example, shape: Sequence[int | str]) -> dict[str, Any]:
     """Return what turns raw input into the model's. shape: of the first input."""
     spec = saved_model.spec
     # Without normalization the constants of a loader do nothing: mean 0, std 1.

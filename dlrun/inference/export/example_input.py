@@ -43,11 +43,11 @@ def choose_rows(saved_model: SavedModel) -> tuple[str, Batches]:
         # Data that the command line names must be there, and only the data describe a full model.
         if names_data or not saved_model.state:
             raise
-        return "random rows, as the data are not here", draw_random_rows(saved_model.spec)
+        return "random rows, as the data are not here", _draw_random_rows(saved_model.spec)
     return f"rows of {name}", batches
 
 
-def draw_random_rows(spec: DataSpec) -> Batches:
+def _draw_random_rows(spec: DataSpec) -> Batches:
     """Draw random rows in the shape that the model takes, the same at each call."""
     generator = torch.Generator().manual_seed(0)
     inputs: tuple[Tensor, ...]

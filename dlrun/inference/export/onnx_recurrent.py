@@ -21,7 +21,7 @@ _GATES: dict[str, tuple[int, ...]] = {"RNN": (0,), "GRU": (1, 0, 2), "LSTM": (0,
 _PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
-def is_recurrent(model: nn.Module) -> bool:
+def _is_recurrent(model: nn.Module) -> bool:
     """Whether the model is one of our recurrent nets, which take sequences of any length."""
     # A subclass with a forward of its own may compute anything.
     if isinstance(model, RNN):
@@ -32,12 +32,12 @@ def is_recurrent(model: nn.Module) -> bool:
 def takes_any_length(model: nn.Module, spec: DataSpec) -> bool:
     """Whether the model is known to take sequences longer than those of training."""
     is_transformer = isinstance(model, Transformer) and type(model).forward is Transformer.forward
-    return spec.kind == "tokens" and (is_recurrent(model) or is_transformer)
+    return spec.kind == "tokens" and (_is_recurrent(model) or is_transformer)
 
 
 def rebuild(model: nn.Module) -> nn.Module | None:
     """Return an equivalent net for torch.onnx.export alone; None if the model is none of our recurrent nets."""
-    if not is_recurrent(model):
+    if not _is_recurrent(model):
         return None
     if isinstance(model, RNN):
         return Classifier(model)

@@ -71,7 +71,7 @@ def write(subject: ExportSubject, net_path: Path, folder: Path, run: Callable[..
     saved_model = subject.saved_model
     columns = Preprocessing.from_plain(saved_model.spec.preprocessing).columns
     net = onnx.compose.add_prefix(onnx.load(net_path), _NET)
-    names = name_inputs(columns)
+    names = _name_inputs(columns)
     builder = _Builder()
     builder.encode(columns, names, net.graph.input[0].name)
     count = len(builder.nodes)
@@ -92,7 +92,7 @@ def write(subject: ExportSubject, net_path: Path, folder: Path, run: Callable[..
     return {"model_file": FILE, "inputs": inputs, "outputs": outputs, "max_difference": difference}
 
 
-def name_inputs(columns: Sequence[Column]) -> list[str]:
+def _name_inputs(columns: Sequence[Column]) -> list[str]:
     """Names of the inputs: those of the columns, where ONNX can have them."""
     # An empty name is ONNX's sign for an input that is left out.
     return [column.name or f"column {column.index}" for column in columns]
@@ -303,7 +303,7 @@ def _check(
     cells = _make_cells(subject, columns)
     features = torch.from_numpy(encode_rows(columns, cells)).float()
     outputs = subject.model(features)
-    given = run(path, make_feed(columns, names, cells))
+    given = run(path, _make_feed(columns, names, cells))
 
     difference = 0.0
     largest = 1.0
@@ -331,7 +331,7 @@ def _make_cells(subject: ExportSubject, columns: Sequence[Column]) -> dict[str, 
     return cells
 
 
-def make_feed(
+def _make_feed(
     columns: Sequence[Column], names: Sequence[str], cells: Mapping[str, Sequence[str]]
 ) -> dict[str, NDArray[Any]]:
     """The graph's inputs of cells by column."""

@@ -52,7 +52,7 @@ def predict(words: list[str], format: str, top: int) -> None:
 
         console = Console()
         # To stderr, as stdout may be read by a program.
-        for remark in list_remarks(saved_model):
+        for remark in _list_remarks(saved_model):
             write_error(escape_line(f"note: {remark}"))
 
         def start_writer() -> Writer:
@@ -149,7 +149,7 @@ def is_override(word: str) -> bool:
 _KEYS = {"device", "paths", "task", "trainer", "checkpoint", "tracking", "trust", "trusted_modules", "seed"}
 
 
-def list_remarks(saved_model: SavedModel) -> list[str]:
+def _list_remarks(saved_model: SavedModel) -> list[str]:
     """Warn that preprocessing inside the user's own data code is not repeated for the inputs."""
     target = str(saved_model.settings.data.target)
     if target.startswith("dlrun."):

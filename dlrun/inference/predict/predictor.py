@@ -72,7 +72,7 @@ def make_reader(saved_model: SavedModel) -> Reader:
     if spec.kind == "image":
         is_folder = data.target in _PICTURE_DATA
         background = str(data.arguments.get("background", "white")) if is_folder else None
-        return ImageReader(spec, find_framing(saved_model), is_folder, background)
+        return ImageReader(spec, _find_framing(saved_model), is_folder, background)
 
     if is_text(spec.preprocessing):
         arguments = data.arguments if data.target == TEXT_TARGET else {}
@@ -91,7 +91,7 @@ def make_reader(saved_model: SavedModel) -> Reader:
     return TableReader(spec, data.arguments.get("target", -1), str(data.arguments.get("delimiter", ",")))
 
 
-def find_framing(saved_model: SavedModel) -> tuple[float, ...]:
+def _find_framing(saved_model: SavedModel) -> tuple[float, ...]:
     """Return how figures are framed in the training images; empty if they hold none or that is not known."""
     if "framing" in saved_model.state.get("spec", {}):
         return saved_model.spec.framing

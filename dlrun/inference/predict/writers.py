@@ -182,15 +182,15 @@ class CsvWriter:
         """Write a line, with empty cells for predictions that an error or few classes leave out."""
         cells: list[Any] = list(answer.values)
         if answer.reconstruction_error is not None:
-            cells = [round_probability(answer.reconstruction_error), *cells]
+            cells = [_round_probability(answer.reconstruction_error), *cells]
         for _, value, probability in answer.outputs:
             cells += [value] if isinstance(value, str) else list(value)
-            cells += [] if probability is None else [round_probability(probability)]
+            cells += [] if probability is None else [_round_probability(probability)]
 
         if answer.labels:
-            cells = [join_labels(answer.labels), *(round_probability(p) for _, p in answer.labels)]
+            cells = [join_labels(answer.labels), *(_round_probability(p) for _, p in answer.labels)]
         for name, probability in answer.choices:
-            cells += [name, round_probability(probability)]
+            cells += [name, _round_probability(probability)]
         cells += [""] * (len(self.prediction_columns) - len(cells))
 
         row = [answer.input, *cells, answer.label or "", answer.note, answer.error]
@@ -220,21 +220,21 @@ class JsonWriter:
             record["prediction"] = answer.values[0] if len(answer.values) == 1 else list(answer.values)
         if answer.outputs:
             record["prediction"] = {name: _shorten_values(value) for name, value, _ in answer.outputs}
-            probabilities = {name: round_probability(p) for name, _, p in answer.outputs if p is not None}
+            probabilities = {name: _round_probability(p) for name, _, p in answer.outputs if p is not None}
             record["probabilities"] = probabilities
 
         if answer.reconstruction_error is not None:
-            record["mse"] = round_probability(answer.reconstruction_error)
+            record["mse"] = _round_probability(answer.reconstruction_error)
         if answer.labels:
             record["prediction"] = [name for name, probability in answer.labels if probability > 0.5]
-            record["probabilities"] = {name: round_probability(probability) for name, probability in answer.labels}
+            record["probabilities"] = {name: _round_probability(probability) for name, probability in answer.labels}
         if answer.choices:
             name, probability = answer.choices[0]
             record["prediction"] = name
-            record["probability"] = round_probability(probability)
+            record["probability"] = _round_probability(probability)
             # Without --top the list would only repeat the prediction.
             if self.top > 1:
-                record["top"] = [{"class": name, "probability": round_probability(p)} for name, p in answer.choices]
+                record["top"] = [{"class": name, "probability": _round_probability(p)} for name, p in answer.choices]
 
         # Empty entries are left out; an empty label is a label.
         if answer.label is not None:
@@ -275,7 +275,7 @@ def _shorten_values(value: str | tuple[float, ...]) -> Any:
     """A class, a number, or a list of several numbers, with the six digits of single precision."""
     if isinstance(value, str):
         return value
-    numbers = [round_probability(number) for number in value]
+    numbers = [_round_probability(number) for number in value]
     return numbers[0] if len(numbers) == 1 else numbers
 
 
@@ -285,7 +285,7 @@ def _format_first(values: Sequence[float]) -> str:
     return ", ".join([*map(format_number, values[:_MOST_VALUES]), *rest])
 
 
-def round_probability(p: float) -> float:
+def _round_probability(p: float) -> float:
     """Round a probability, or an error, to the six digits that single precision has."""
     return float(f"{p:.6g}")
 

@@ -101,7 +101,7 @@ class Channel:
         except Exception as error:
             # A logger is the user's own or a library's: anything can come.
             self.lost += 1
-            self.reason = describe_failure(error)
+            self.reason = _describe_failure(error)
             self.report()
             return False
 
@@ -264,7 +264,7 @@ class BackgroundChannel(Channel):
 
     def _recover(self, batch: list[Any], error: Exception, pause: float) -> bool:
         """Queue the batch again where the server may answer later, else count it as lost; False ends the thread."""
-        self.reason = describe_failure(error)
+        self.reason = _describe_failure(error)
         is_start = not isinstance(batch[0], Record) and batch[0][0] == self.logger.start
         if not self.logger.is_outage(error):
             self.lost += len(batch)
@@ -288,7 +288,7 @@ class BackgroundChannel(Channel):
         return not self._is_abandoned
 
 
-def describe_failure(error: Exception) -> str:
+def _describe_failure(error: Exception) -> str:
     """Describe an exception of a logger in one line, by its first cause in the system where there is one."""
     causes = list(iter_causes(error))
     for cause in reversed(causes):

@@ -7,7 +7,7 @@ from itertools import chain
 from dlrun.core.files import GrowingFile, write_atomically
 from dlrun.runs.loggers.base import LoggedRun, Logger
 
-METRICS_CSV = "metrics.csv"
+_METRICS_CSV = "metrics.csv"
 
 
 class CSVLogger(Logger):
@@ -40,10 +40,10 @@ class CSVLogger(Logger):
     def _write_all(self) -> None:
         self.columns = list(dict.fromkeys(chain.from_iterable(self.rows)))
         text = self._format(self.rows, header=True) if self.columns else ""
-        path = self.run.folder / METRICS_CSV
-        with self.run.disk_problems.tolerate(METRICS_CSV):
+        path = self.run.folder / _METRICS_CSV
+        with self.run.disk_problems.tolerate(_METRICS_CSV):
             write_atomically(path, text.encode())
-        self.file = GrowingFile(path, METRICS_CSV, self.run.disk_problems)
+        self.file = GrowingFile(path, _METRICS_CSV, self.run.disk_problems)
 
     def _format(self, rows: list[dict[str, float]], header: bool = False) -> str:
         text = io.StringIO()

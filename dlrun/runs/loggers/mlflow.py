@@ -18,7 +18,7 @@ from dlrun.runs.record import CONFIG, ENVIRONMENT, OVERRIDES, RESULT
 T = TypeVar("T")
 
 # Below paths.outputs.
-FILE_NAME = "mlflow.db"
+_FILE_NAME = "mlflow.db"
 
 # MLflow's own limits of one request.
 _MOST_METRICS = 1000
@@ -180,11 +180,11 @@ class MLflowLogger(Logger):
         """The command that shows the SQLite file; a server has a page of its own."""
         if not self.is_local:
             return None
-        return f"mlflow ui --backend-store-uri sqlite:///{shlex.quote(str(self.run.outputs / FILE_NAME))}"
+        return f"mlflow ui --backend-store-uri sqlite:///{shlex.quote(str(self.run.outputs / _FILE_NAME))}"
 
     def _open_file(self, outputs: Path) -> str:
         """The address of the SQLite file below paths.outputs, with all tables."""
-        path = outputs.absolute() / FILE_NAME
+        path = outputs.absolute() / _FILE_NAME
         if not path.exists():
             # A file whose tables are made in part, as by a process that is killed, is of no use to MLflow any more.
             temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

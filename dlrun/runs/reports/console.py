@@ -166,7 +166,7 @@ def _fits(text: str, width: int) -> bool:
     return all(cell_len(line) <= width for line in text.splitlines())
 
 
-def format_metrics(row: dict[str, float]) -> str:
+def _format_metrics(row: dict[str, float]) -> str:
     """Format the losses and the first other metric, which fit on a line of 80 columns."""
     others = [key for key in row if "/" in key and not key.endswith("/loss") and not key.startswith("lr/")]
     has_validation = any(key.startswith("val/") for key in others)
@@ -181,7 +181,7 @@ def format_epoch(row: dict[str, float], epochs: int | None, rate: str, is_best: 
     """Format the line of an epoch. epochs: how many there will be, if that is known; rate: "" if it is not known."""
     total = f"/{epochs}" if epochs else ""
     width = len(str(epochs)) if epochs else 1
-    parts = [f"epoch {int(row['epoch']):>{width}}{total}", format_metrics(row), rate, "best" if is_best else ""]
+    parts = [f"epoch {int(row['epoch']):>{width}}{total}", _format_metrics(row), rate, "best" if is_best else ""]
     return "  ".join(part for part in parts if part)
 
 

@@ -37,7 +37,7 @@ def check_sweep(
     runs: their requests, each with its error or None. Also writes expectations.md into `sweep`.
     records: by folder; gets those that are read.
     """
-    draw_groups(runs, {} if records is None else records)
+    _draw_groups(runs, {} if records is None else records)
 
     # Expectations may compare the runs of a group with each other.
     groups: dict[Path | None, list[tuple[Request, str | None]]] = {}
@@ -66,7 +66,7 @@ def check_sweep(
     return all(line.ok for _, line in lines)
 
 
-def draw_groups(runs: Sequence[tuple[Request, str | None]], records: dict[Path, RunRecord]) -> None:
+def _draw_groups(runs: Sequence[tuple[Request, str | None]], records: dict[Path, RunRecord]) -> None:
     """Draw all loss curves of a group in one picture, or of a whole sweep if it has a single data set.
 
     records: by folder; gets those that are read.

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Lines in colour: more cannot be told apart.
-MOST_LINES = 10
+_MOST_LINES = 10
 # Cells of a heat map up to which each is labelled with its value.
 _MOST_CELLS = 100
 _MOST_MAPS = 6
@@ -88,8 +88,8 @@ def draw_curves(ranking: Ranking) -> "Figure":
         epochs, values = _stack_curves(setting, ranking.metric)
         if len(epochs):
             curves.append((setting, epochs, values))
-    best = curves[:MOST_LINES]
-    rest = curves[MOST_LINES:]
+    best = curves[:_MOST_LINES]
+    rest = curves[_MOST_LINES:]
 
     figure, axes = _create_figure(len(best) + 1)
     for color, (setting, epochs, values) in zip(_COLORS, best, strict=False):
@@ -131,7 +131,7 @@ def draw_metric_over(ranking: Ranking, key: str) -> "Figure":
             combination = to_key([setting.values[other] for other in other_keys])
             lines.setdefault(combination, []).append(setting)
 
-    count = min(len(lines), MOST_LINES)
+    count = min(len(lines), _MOST_LINES)
     numbers = _list_numbers(ranking, key)
     # A swept learning rate, for instance, is spaced by ratios.
     is_log = is_logarithmic(numbers)
@@ -149,8 +149,8 @@ def draw_metric_over(ranking: Ranking, key: str) -> "Figure":
 
     metric = canvas.escape_label(ranking.metric)
     title = f"{metric} over {canvas.escape_label(key)}\nmean ± std over the seeds, a dot a run"
-    if len(lines) > MOST_LINES:
-        title += f"\nthe {MOST_LINES} best of {len(lines)} lines"
+    if len(lines) > _MOST_LINES:
+        title += f"\nthe {_MOST_LINES} best of {len(lines)} lines"
     axes.set(xlabel=canvas.escape_label(key), ylabel=metric, title=title)
     _add_legend(axes, count + 1)
     return figure

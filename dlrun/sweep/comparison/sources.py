@@ -17,13 +17,13 @@ Failures = list[tuple[str, str]]
 
 def check_run(run: RunRecord, failures: Failures) -> bool:
     """Whether nothing of a run is missing or damaged; the reason is appended to `failures` otherwise."""
-    reason = find_problem(run)
+    reason = _find_problem(run)
     if reason:
         failures.append((str(run.folder), reason))
     return not reason
 
 
-def find_problem(run: RunRecord) -> str:
+def _find_problem(run: RunRecord) -> str:
     """What is missing or damaged of the files that a comparison reads; "" if nothing is."""
     # Reading a file notes its damage in the record.
     for name in ("result", "config", "choices", "overrides"):

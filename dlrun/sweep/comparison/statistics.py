@@ -5,11 +5,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-CONFIDENCE = 0.95
+_CONFIDENCE = 0.95
 # Fewer seeds than this give no interval worth a verdict: for two it spans 12.7 standard errors each way.
 FEWEST = 3
 
-# Quantiles of the t distribution for 1, 2, 3 ... degrees of freedom, which leave (1 - CONFIDENCE) / 2 above them:
+# Quantiles of the t distribution for 1, 2, 3 ... degrees of freedom, which leave (1 - _CONFIDENCE) / 2 above them:
 # importing scipy for them takes longer than the statistics of a large sweep.
 _QUANTILES = (
     12.706204736174694,
@@ -85,11 +85,11 @@ def estimate_difference(a: Mapping[int | str, float], b: Mapping[int | str, floa
 
 
 def _compute_quantile(degrees: int) -> float:
-    """The quantile of the t distribution that leaves (1 - CONFIDENCE) / 2 above it."""
+    """The quantile of the t distribution that leaves (1 - _CONFIDENCE) / 2 above it."""
     if degrees <= len(_QUANTILES):
         return _QUANTILES[degrees - 1]
 
     # scipy.stats takes 0.5 s longer to import.
     from scipy.special import stdtrit  # type: ignore[import-untyped]
 
-    return float(stdtrit(degrees, (1 + CONFIDENCE) / 2))
+    return float(stdtrit(degrees, (1 + _CONFIDENCE) / 2))

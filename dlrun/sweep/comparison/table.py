@@ -16,23 +16,23 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 # Settings on the terminal.
-MOST_ROWS = 30
+_MOST_ROWS = 30
 # Letters of a value on the terminal.
 _LONGEST = 20
 # Values from here on are written with an exponent.
 _SCIENTIFIC = 1e5
 
-INTERVAL = "95 % interval"
+_INTERVAL = "95 % interval"
 EPOCH = "best epoch"
-LAST = "last"
+_LAST = "last"
 SECONDS = "train s"
 
 # Headers on the terminal, which may have no more than 80 columns.
-_SHORT = {INTERVAL: "95 %", EPOCH: "epoch", SECONDS: "s"}
+_SHORT = {_INTERVAL: "95 %", EPOCH: "epoch", SECONDS: "s"}
 _CSV = ("n", "mean", "std", "low", "high", "best_epoch", "last", "train_seconds")
 
 
-def count_decimals(ranking: Ranking) -> int:
+def _count_decimals(ranking: Ranking) -> int:
     """Decimals for two digits of the best setting's spread, or without spread for four digits of its mean."""
     score = ranking.usable_settings[0].score if ranking.usable_settings else Estimate(0, *[math.nan] * 4)
     if score.std > 0:
@@ -52,7 +52,7 @@ def format_metric(value: float, ranking: Ranking) -> str:
     if not math.isfinite(value):
         return "–"
 
-    decimals = count_decimals(ranking)
+    decimals = _count_decimals(ranking)
     if abs(value) >= _SCIENTIFIC or 0 < abs(value) < 0.5 * 10.0**-decimals:
         return f"{value:.2e}"
     return f"{value:.{decimals}f}"
@@ -68,7 +68,7 @@ def list_headers(ranking: Ranking) -> list[str]:
     """The names of all columns, those of the varying keys first."""
     names = list(shorten_keys(ranking.keys).values()) or ["setting"]
     failure_header = ["failed"] if _has_unusable(ranking) else []
-    return [*names, "n", ranking.metric, INTERVAL, EPOCH, LAST, *ranking.test_metrics, SECONDS, *failure_header]
+    return [*names, "n", ranking.metric, _INTERVAL, EPOCH, _LAST, *ranking.test_metrics, SECONDS, *failure_header]
 
 
 def list_rows(ranking: Ranking) -> list[list[str]]:
@@ -137,11 +137,11 @@ def build_terminal_table(ranking: Ranking, console: "RichConsole") -> "Table":
     cells = list_rows(ranking)
     count = len(ranking.settings)
     # The baseline, which follows the settings, is always shown.
-    cells = cells[:count][:MOST_ROWS] + cells[count:]
+    cells = cells[:count][:_MOST_ROWS] + cells[count:]
 
     # Drop one column after the other, the least important first, until the table fits.
     visible = list(range(len(names)))
-    droppable = [names.index(name) for name in (*reversed(ranking.test_metrics[1:]), SECONDS, LAST, EPOCH, INTERVAL)]
+    droppable = [names.index(name) for name in (*reversed(ranking.test_metrics[1:]), SECONDS, _LAST, EPOCH, _INTERVAL)]
     while True:
         headers = [_SHORT.get(names[i], names[i].replace("test/", "test\n")) for i in visible]
         rows = []
@@ -161,7 +161,7 @@ def build_terminal_table(ranking: Ranking, console: "RichConsole") -> "Table":
 
 def describe_hidden_rows(ranking: Ranking) -> str:
     """A line about the settings that the terminal does not show; "" if it shows all."""
-    more = len(ranking.settings) - MOST_ROWS
+    more = len(ranking.settings) - _MOST_ROWS
     if more <= 0:
         return ""
     return f"and {more} more setting{'s' if more > 1 else ''}: comparison.csv has all"

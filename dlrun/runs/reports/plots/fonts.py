@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PACKAGES = "fonts-noto-cjk on Debian and Ubuntu, google-noto-sans-cjk-fonts on Fedora, font-noto-sans-cjk of Homebrew"
+_PACKAGES = "fonts-noto-cjk on Debian and Ubuntu, google-noto-sans-cjk-fonts on Fedora, font-noto-sans-cjk of Homebrew"
 # The font that matplotlib ships.
 _OWN = "DejaVu Sans"
 # Families for many languages are tried first: opening every font of a machine takes seconds.
@@ -71,7 +71,7 @@ def describe_missing_letters() -> list[str]:
     more = f" and {len(letters) - 10} more" if len(letters) > 10 else ""
     return [
         f"no installed font has the letters {first_letters}{more}, and they are empty boxes in the pictures; "
-        f"install one ({PACKAGES})"
+        f"install one ({_PACKAGES})"
     ]
 
 

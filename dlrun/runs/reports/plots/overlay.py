@@ -31,12 +31,12 @@ def draw_loss_overlay(runs: Sequence[tuple[str, Path]]) -> "Figure":
     by_step: list[tuple[str, Curve]] = []
     missing: list[str] = []
     for label, folder in runs:
-        curve = read_epoch_curve(folder)
+        curve = _read_epoch_curve(folder)
         if not _is_finite(curve):
             missing.append(label)
             continue
         by_epoch.append((label, curve))
-        step_curve = read_step_curve(folder)
+        step_curve = _read_step_curve(folder)
         if step_curve is not None:
             by_step.append((label, step_curve))
 
@@ -70,7 +70,7 @@ def draw_loss_overlay(runs: Sequence[tuple[str, Path]]) -> "Figure":
     return figure
 
 
-def read_step_curve(folder: Path) -> Curve | None:
+def _read_step_curve(folder: Path) -> Curve | None:
     """Read steps and losses from the event files; None unless every step from the first on is there."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -86,7 +86,7 @@ def read_step_curve(folder: Path) -> Curve | None:
     return steps, np.array([event.value for event in scalars])
 
 
-def read_epoch_curve(folder: Path) -> Curve:
+def _read_epoch_curve(folder: Path) -> Curve:
     """Read epochs and training losses from metrics.jsonl."""
     rows = RunRecord(folder).history
     epochs = np.array([row["epoch"] for row in rows])
