@@ -252,8 +252,9 @@ def partition(rows: int, fraction: float, seed: int) -> tuple[RowIndices, RowInd
     check_fraction(fraction)
     # Test rows are drawn first: a larger fraction keeps the rows of a smaller one.
     order = np.random.default_rng(seed).permutation(rows)
-    held_out = _count_test_rows(rows, fraction)
-    return np.sort(order[held_out:]), np.sort(order[:held_out])
+    is_test = np.zeros(rows, dtype=bool)
+    is_test[order[: _count_test_rows(rows, fraction)]] = True
+    return np.flatnonzero(~is_test), np.flatnonzero(is_test)
 
 
 def partition_by_class(

@@ -68,6 +68,8 @@ class Origin:
     @classmethod
     def from_lines(cls, source: str, lines: Sequence[int]) -> "Origin":
         """All rows of a text file, in its order."""
+        if isinstance(lines, range):
+            return cls((source,), len(lines), line=torch.arange(lines.start, lines.stop, lines.step))
         return cls((source,), len(lines), line=torch.tensor(lines, dtype=torch.int64))
 
     @classmethod
@@ -109,9 +111,10 @@ class Origin:
         return Origin(
             self.sources,
             len(index),
-            None if self.source is None else self.source[index],
-            index if self.row is None else self.row[index],
-            None if self.line is None else self.line[index],
+            # As fast as indexing with brackets is slow.
+            None if self.source is None else self.source.index_select(0, index),
+            index if self.row is None else self.row.index_select(0, index),
+            None if self.line is None else self.line.index_select(0, index),
             self.has_file_each,
             {name: texts[index.numpy()] for name, texts in self.columns.items()},
         )

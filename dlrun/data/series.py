@@ -505,11 +505,11 @@ def _read_times(
         return _Clock(np.arange(len(file.table.lines), dtype=np.float64))
     position = file.table.names.index(time)
     cells = file.table.columns[position]
-    numbers, wrong = parse_column(cells, file.decimal)
+    numbers, texts = parse_column(cells, file.decimal)
     # By the majority: a few mistakes in a column of numbers do not make it one of dates.
-    is_number = len(wrong) < len(cells) / 2 and not np.isnan(numbers).all()
+    is_number = len(texts) < len(cells) / 2 and not np.isnan(numbers).all()
     if is_number:
-        wrong = [*wrong, *np.flatnonzero([is_gap(cell) for cell in cells]).tolist()]
+        wrong = [*texts.tolist(), *np.flatnonzero([is_gap(cell) for cell in cells]).tolist()]
     else:
         day_first = _judge_day_first(file, time) if saved is None else saved.day_first
         numbers, wrong = parse_times(cells, day_first)

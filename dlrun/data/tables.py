@@ -13,7 +13,16 @@ from numpy.typing import NDArray
 
 from dlrun.core.errors import DataError, MisfitError, RequestError
 from dlrun.core.suggest import did_you_mean
-from dlrun.data.columns.cells import Cells, as_cells, choose_day_first, find_gaps, is_gap, parse_column, uses_marks
+from dlrun.data.columns.cells import (
+    Cells,
+    Parsed,
+    as_cells,
+    choose_day_first,
+    find_gaps,
+    is_gap,
+    parse_column,
+    uses_marks,
+)
 from dlrun.data.columns.kinds import ColumnChoice, ColumnKind, choose_kinds, counts_rows, holds_stamps
 from dlrun.data.columns.matching import Match, match_by_name, match_by_position
 from dlrun.data.columns.parts import RowParts, SplitPlan, check_split, describe_small_classes, draw_parts
@@ -417,14 +426,14 @@ def make_plan(file: TableFile, split: str, column: int | None, seed: int, target
         return SplitPlan(split, seed, labels, groups=groups.astype(np.int64), source=source)
 
     order, wrong = parse_column(cells, file.decimal)
-    if wrong:
+    if len(wrong):
         order, wrong = parse_times(cells)
     what = [Trouble(row, column, f"holds '{cells[row][:40]}', which is no number and no date") for row in wrong]
     raise_troubles(file, what, "data.split=time needs times that can be ordered")
     return SplitPlan(split, seed, labels, order=order, source=source)
 
 
-def parse_times(cells: Sequence[str]) -> tuple[NDArray[np.float64], list[int]]:
+def parse_times(cells: Sequence[str]) -> Parsed:
     """Dates as numbers that grow with time."""
     parts, wrong = split_dates(cells, bool(choose_day_first(cells)))
     # Months of 31 days leave gaps, which an order does not mind.
@@ -436,7 +445,7 @@ def parse_times(cells: Sequence[str]) -> tuple[NDArray[np.float64], list[int]]:
 
 
 # The preprocessing, the features (rows, features) of each of its columns, and notes.
-_Encoded = tuple[Preprocessing, list[NDArray[np.float64]], list[str]]
+_Encoded = tuple[Preprocessing, list[NDArray[Any]], list[str]]
 
 
 def _fit(
@@ -516,7 +525,7 @@ def _fit(
     return preprocessing, blocks, notes
 
 
-def _list_wrong_cells(column: int, kind: str, cells: Sequence[str], rows: Sequence[int]) -> list[Trouble]:
+def _list_wrong_cells(column: int, kind: str, cells: Sequence[str], rows: RowIndices) -> list[Trouble]:
     noun = NOUNS.get(kind, kind)
     return [Trouble(row, column, f"holds '{cells[row].strip()[:40]}', which is no {noun}") for row in rows]
 
@@ -659,7 +668,7 @@ def make_origin(files: Sequence[TableFile]) -> Origin:
 def _make_splits(
     file: TableFile,
     files: Sequence[TableFile],
-    inputs: Sequence[NDArray[np.float64]],
+    inputs: Sequence[NDArray[Any]],
     target: Target,
     parts: RowParts,
     spec: DataSpec,
@@ -674,7 +683,12 @@ def _make_splits(
         if not len(rows):
             return None
         index = torch.from_numpy(rows)
-        x = np.concatenate([columns[rows] for columns in inputs], axis=1)
+        # Column by column into place: a copy of all of them would be written and read once more.
+        x = np.empty((len(rows), spec.input_size))
+        start = 0
+        for columns in inputs:
+            x[:, start : start + columns.shape[1]] = columns.take(rows, axis=0)
+            start += columns.shape[1]
         return Split((torch.from_numpy(x),), torch.from_numpy(target.values[rows]), origin.take(index))
 
     train = select(parts.train)

@@ -1,7 +1,7 @@
 """Large text files by PyArrow: columns as it holds them, looked at as text where that is needed."""
 
-from collections.abc import Iterator, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
 from itertools import chain
 from typing import Any, overload
 
@@ -15,16 +15,33 @@ from dlrun.data.files.table import parse_numbers
 FEWEST_BYTES = 1_000_000
 _CHUNK = 1000
 
+# As which a cell of PyArrow is no value.
+_GAP_SPELLINGS = sorted({"NaN", *chain.from_iterable((gap, gap.upper(), gap.title()) for gap in GAPS)})
+
 
 class ArrowCells(Cells):
-    """A column of text of PyArrow."""
+    """A column of text of PyArrow.
 
-    def __init__(self, column: Any) -> None:
+    head: its first texts. column: all of them, a pyarrow.ChunkedArray; or its numbers, where it was read so. read:
+    gets the texts of such a column, once one behind the first is looked at.
+    """
+
+    def __init__(self, head: Sequence[str], column: Any, read: Callable[[], Any]) -> None:
         super().__init__(())
-        self._column = column
+        self._head = head
+        self._values = column
+        self._read = read
+
+    @cached_property
+    def _column(self) -> Any:
+        return self._read() if self._is_number else self._values
+
+    @property
+    def _is_number(self) -> bool:
+        return str(self._values.type) != "string"
 
     def __len__(self) -> int:
-        return len(self._column)
+        return len(self._values)
 
     @overload
     def __getitem__(self, index: int) -> str: ...
@@ -41,28 +58,38 @@ class ArrowCells(Cells):
 
     def __iter__(self) -> Iterator[str]:
         # Most readers stop after the first few.
-        for start in range(0, len(self), _CHUNK):
+        yield from self._head
+        for start in range(len(self._head), len(self), _CHUNK):
             yield from self._column.slice(start, _CHUNK).to_pylist()
 
     def contains(self, mark: str) -> bool:
         """Whether any text holds a mark."""
         import pyarrow.compute as compute
 
-        return bool(compute.any(compute.match_substring(self._column, mark)).as_py())
+        if any(mark in text for text in self._head):
+            return True
+        # Whole numbers have digits only.
+        if str(self._values.type) == "int64":
+            return False
+        # Numbers are seldom the same, and texts often, so of texts the different ones are searched.
+        texts = self._column if self.plain_numbers is not None else self._dictionary.dictionary
+        return bool(compute.any(compute.match_substring(texts, mark)).as_py())
 
     @cached_property
     def plain_numbers(self) -> NDArray[np.float64] | None:
         """float64 (rows,) of a column of finite numbers, NaN for gaps; None for another one."""
+        if self._is_number:
+            numbers: NDArray[np.float64] = self._values.to_numpy().astype(np.float64, copy=False)
+            return None if np.isinf(numbers).any() else numbers
+        # Text is told by its first rows.
+        if parse_numbers([text for text in self._head if not is_gap(text)]) is None:
+            return None
+
         import pyarrow
         import pyarrow.compute as compute
 
-        # Text is told by its first rows.
-        head = [text for text in self._column.slice(0, _CHUNK).to_pylist() if not is_gap(text)]
-        if parse_numbers(head) is None:
-            return None
-        spellings = sorted({"NaN", *chain.from_iterable((gap, gap.upper(), gap.title()) for gap in GAPS)})
         # The first of these that does is the fastest.
-        for gaps in ([], [""], spellings):
+        for gaps in ([], [""], _GAP_SPELLINGS):
             column = self._column
             if gaps:
                 column = compute.if_else(compute.is_in(column, pyarrow.array(gaps)), None, column)
@@ -76,12 +103,18 @@ class ArrowCells(Cells):
     @cached_property
     def encoded(self) -> tuple[list[str], NDArray[np.int64]]:
         """The distinct texts in the order of the rows, and for each row which of them it is, (rows,)."""
-        encoded = self._column.combine_chunks().dictionary_encode()
-        return encoded.dictionary.to_pylist(), encoded.indices.to_numpy().astype(np.int64)
+        return self._dictionary.dictionary.to_pylist(), self._dictionary.indices.to_numpy().astype(np.int64)
+
+    @cached_property
+    def _dictionary(self) -> Any:
+        """The distinct texts and their numbers, a pyarrow.DictionaryArray."""
+        return self._column.combine_chunks().dictionary_encode()
 
 
-def read_columns(content: bytes, separator: str, has_header: bool, width: int) -> list[ArrowCells] | None:
-    """The columns of UTF-8 text whose rows are lines of `width` cells, quoted or not.
+def read_columns(
+    content: bytes, separator: str, has_header: bool, first_rows: Sequence[Sequence[str]]
+) -> list[ArrowCells] | None:
+    """The columns of UTF-8 text whose rows are lines of equally many cells, quoted or not.
 
     None for text that is not of this kind, and where PyArrow is not there.
     """
@@ -91,15 +124,45 @@ def read_columns(content: bytes, separator: str, has_header: bool, width: int) -
     except ImportError:
         return None
 
-    names = [str(number) for number in range(width)]
-    types = dict.fromkeys(names, pyarrow.string())
-    try:
-        table = csv.read_csv(
+    # A line of names alone.
+    if not first_rows:
+        return None
+    heads = list(zip(*first_rows, strict=True))
+    names = [str(number) for number in range(len(heads))]
+    texts = dict.fromkeys(names, "string")
+
+    def read(types: dict[str, str], chosen: Sequence[str] = ()) -> Any:
+        return csv.read_csv(
             pyarrow.BufferReader(content),
             csv.ReadOptions(column_names=names, skip_rows=int(has_header)),
             csv.ParseOptions(delimiter=separator, newlines_in_values=False),
-            csv.ConvertOptions(column_types=types, strings_can_be_null=False, quoted_strings_can_be_null=False),
+            csv.ConvertOptions(
+                column_types=types,
+                null_values=_GAP_SPELLINGS,
+                strings_can_be_null=False,
+                quoted_strings_can_be_null=False,
+                include_columns=chosen,
+            ),
         )
+
+    try:
+        table = read({name: _guess_type(head) for name, head in zip(names, heads, strict=True)})
     except pyarrow.ArrowInvalid:
-        return None
-    return [ArrowCells(column) for column in table.columns]
+        # Somewhere among the numbers stands a text.
+        try:
+            table = read(texts)
+        except pyarrow.ArrowInvalid:
+            return None
+
+    return [
+        ArrowCells(head, column, partial(lambda name: read(texts, [name]).column(name), name))
+        for head, name, column in zip(heads, names, table.columns, strict=True)
+    ]
+
+
+def _guess_type(cells: Sequence[str]) -> str:
+    """The type of PyArrow that the first cells of a column have, gaps aside."""
+    present = [cell for cell in cells if not is_gap(cell)]
+    if not present or parse_numbers(present) is None:
+        return "string"
+    return "int64" if all(cell.strip().lstrip("-").isdigit() for cell in present) else "double"

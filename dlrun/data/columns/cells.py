@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_tz
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, overload
 
 import numpy as np
@@ -43,6 +43,12 @@ _MAIL_DATE = re.compile(
 # Seconds or milliseconds since 1970, of the years 2001 to 2128.
 _STAMP = re.compile(r"([1-4]\d{9})(\d{3})?(?:\.\d*)?")
 
+# Values (rows,), and the numbers of the rows that have none though they are no gaps.
+Parsed = tuple[NDArray[np.float64], NDArray[np.int64]]
+NO_ROWS = np.zeros(0, np.int64)
+# Different dates that are kept: a column is judged, fitted and encoded, each time by its different texts.
+_DATES_KEPT = 50_000
+
 
 def is_gap(cell: str) -> bool:
     """Whether a cell says that there is no value."""
@@ -54,7 +60,7 @@ class Cells(Sequence[str]):
 
     def __init__(self, texts: Sequence[str]) -> None:
         self._texts = texts
-        self._parsed: dict[str, tuple[NDArray[np.float64], list[int]]] = {}
+        self._parsed: dict[str, Parsed] = {}
 
     def __len__(self) -> int:
         return len(self._texts)
@@ -100,15 +106,15 @@ class Cells(Sequence[str]):
         values: NDArray[Any] = np.fromiter(map(function, distinct), dtype, len(distinct))[codes]
         return values
 
-    def parse(self, decimal: str) -> tuple[NDArray[np.float64], list[int]]:
+    def parse(self, decimal: str) -> Parsed:
         """The column as float64 (rows,), NaN for gaps; and the rows whose cell is no finite number."""
         if decimal == "." and self.plain_numbers is not None:
-            return self.plain_numbers, []
+            return self.plain_numbers, NO_ROWS
         if decimal not in self._parsed:
             values = self.map(lambda cell: np.nan if is_gap(cell) else _parse_or_inf(cell, decimal), np.float64)
             is_wrong = np.isinf(values)
             values[is_wrong] = np.nan
-            self._parsed[decimal] = (values, np.flatnonzero(is_wrong).tolist())
+            self._parsed[decimal] = (values, np.flatnonzero(is_wrong))
 
         return self._parsed[decimal]
 
@@ -150,7 +156,7 @@ def parse_number(cell: str, decimal: str) -> float | None:
     return None if values is None or not np.isfinite(values[0]) else float(values[0])
 
 
-def parse_column(cells: Sequence[str], decimal: str) -> tuple[NDArray[np.float64], list[int]]:
+def parse_column(cells: Sequence[str], decimal: str) -> Parsed:
     """A column as float64 (rows,), NaN for gaps; and the rows whose cell is no finite number."""
     return as_cells(cells).parse(decimal)
 
@@ -234,6 +240,7 @@ def choose_day_first(cells: Iterable[str]) -> bool | None:
     return day_first
 
 
+@lru_cache(_DATES_KEPT)
 def parse_date(cell: str, day_first: bool) -> datetime | None:
     """The date and time that a cell holds, as they are written; None if it holds none."""
     text = cell.strip()

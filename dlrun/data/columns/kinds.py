@@ -110,9 +110,9 @@ def judge_kind(file: TableFile, index: int) -> ColumnKind:
     name = file.table.names[index]
     cells = file.table.columns[index]
     numbers, wrong = parse_column(cells, file.decimal)
-    if not wrong and np.isnan(numbers).all():
+    if not len(wrong) and np.isnan(numbers).all():
         return ColumnKind(name, index, "drop", "empty")
-    if not wrong:
+    if not len(wrong):
         # Distinct integers alone may be a quantity; the name must say so too.
         looks_like_id = index in file.unnamed or _ID_NAME.match(name) is not None
         if looks_like_id and _are_distinct_integers(numbers):
@@ -153,4 +153,4 @@ def holds_stamps(cells: Sequence[str]) -> bool:
 def counts_rows(cells: Sequence[str]) -> bool:
     """Whether a column only counts: whole numbers, each one more than the one before."""
     values, wrong = parse_column(cells, ".")
-    return not wrong and len(values) >= _FEWEST_ROWS and bool((np.diff(values) == 1).all())
+    return not len(wrong) and len(values) >= _FEWEST_ROWS and bool((np.diff(values) == 1).all())

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlrun.core.errors import DataError
-from dlrun.data.columns.cells import as_cells, find_gaps, is_gap, parse_column, parse_date, parse_stamp
+from dlrun.data.columns.cells import NO_ROWS, as_cells, find_gaps, is_gap, parse_column, parse_date, parse_stamp
 
 VERSION = 1
 # The category of gaps.
@@ -38,23 +38,47 @@ class Scale:
     @classmethod
     def fit(cls, values: NDArray[np.float64], normalize: bool) -> "Scale":
         """Fit to values (rows,) with NaN for gaps; std is 1 for a constant column."""
-        present = values[~np.isnan(values)]
+        is_missing = np.isnan(values)
+        present = values[~is_missing] if is_missing.any() else values
         # The median, unlike the mean, is not moved by a few outliers.
-        fill = float(np.median(present)) if len(present) else 0.0
+        fill = _compute_median(present) if len(present) else 0.0
         if not normalize:
             return cls(fill, 0.0, 1.0)
-        full = np.where(np.isnan(values), fill, values)
+        full = _fill(values, fill)
         # The computed std of a constant column may be 1e-17 rather than 0.
         is_constant = bool((full == full[0]).all())
         return cls(fill, float(full.mean()), 1.0 if is_constant else float(full.std()))
 
     def apply(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Fill gaps and scale."""
-        return (np.where(np.isnan(values), self.fill, values) - self.mean) / self.std
+        scaled = _fill(values, self.fill) - self.mean
+        scaled /= self.std
+        return scaled
 
     def to_plain(self) -> list[float]:
         """The three numbers."""
         return [self.fill, self.mean, self.std]
+
+
+def _compute_median(values: NDArray[np.float64]) -> float:
+    """As numpy.median of values that are no NaN, which it looks for by a second sort."""
+    middle = len(values) // 2
+    ordered = np.partition(values, middle)
+    if len(values) % 2:
+        return float(ordered[middle])
+    return float((ordered[:middle].max() + ordered[middle]) / 2)
+
+
+def _fill(values: NDArray[np.float64], fill: float) -> NDArray[np.float64]:
+    """The values with their gaps filled; the same array where there are none."""
+    is_missing = np.isnan(values)
+    return np.where(is_missing, fill, values) if is_missing.any() else values
+
+
+def _stack(columns: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Columns side by side, (rows, columns)."""
+    # A view where there is nothing to copy.
+    return columns[0][:, None] if len(columns) == 1 else np.stack(columns, axis=1)
 
 
 @dataclass(frozen=True)
@@ -74,14 +98,14 @@ class NumberColumn:
         features = [(self.name, self.scale.mean, self.scale.std)]
         return [*features, (f"{self.name} missing", 0.0, 1.0)] if self.has_indicator else features
 
-    def encode(self, cells: Sequence[str]) -> tuple[NDArray[np.float64], list[int]]:
+    def encode(self, cells: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Features (rows, features), and the rows that hold no number."""
         values, wrong = parse_column(cells, self.decimal)
         columns = [self.scale.apply(values)]
         if self.has_indicator:
             # That a value is missing may tell more than the value that fills it.
             columns.append(np.isnan(values).astype(np.float64))
-        return np.stack(columns, axis=1), wrong
+        return _stack(columns), wrong
 
     def decode(self, features: NDArray[np.float64]) -> str:
         """A cell that gives about these features (features,)."""
@@ -118,15 +142,15 @@ class CategoryColumn:
             return [(self.name, 0.0, 1.0)]
         return [(f"{self.name}={category}", 0.0, 1.0) for category in self.categories]
 
-    def encode(self, cells: Sequence[str]) -> tuple[NDArray[np.float64], list[int]]:
+    def encode(self, cells: Sequence[str]) -> tuple[NDArray[Any], NDArray[np.int64]]:
         """Features (rows, categories), or with codes (rows, 1); no cell is wrong."""
         numbers = {category: number for number, category in enumerate(self.categories)}
         codes = as_cells(cells).map(lambda cell: numbers.get(name_category(cell), -1), np.int64)
         if self.has_codes:
-            return (codes + 1.0)[:, None], []
-        # A row of zeros for each category that the training rows did not have.
-        rows = np.vstack([np.eye(len(self.categories)), np.zeros(len(self.categories))])
-        return rows[codes], []
+            return (codes + 1.0)[:, None], NO_ROWS
+        # A row of zeros for each category that the training rows did not have. Bytes, as there may be many columns.
+        rows = np.eye(len(self.categories) + 1, len(self.categories), dtype=np.uint8)
+        return rows.take(codes, axis=0, mode="wrap"), NO_ROWS
 
     def decode(self, features: NDArray[np.float64]) -> str:
         """A cell that gives about these features (categories,); of code 0 the first category."""
@@ -165,14 +189,14 @@ class DateColumn:
         features = [(f"{self.name} {part}", scale.mean, scale.std) for part, scale in self.parts.items()]
         return [*features, (f"{self.name} missing", 0.0, 1.0)] if self.has_indicator else features
 
-    def encode(self, cells: Sequence[str]) -> tuple[NDArray[np.float64], list[int]]:
+    def encode(self, cells: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Features (rows, features), and the rows that hold no date."""
         values, wrong = split_dates(cells, self.day_first)
         columns = [scale.apply(values[part]) for part, scale in self.parts.items()]
         if self.has_indicator:
             # By the cells: a date that cannot be read has no parts either, and is wrong rather than missing.
             columns.append(find_gaps(cells).astype(np.float64))
-        return np.stack(columns, axis=1), wrong
+        return _stack(columns), wrong
 
     def decode(self, features: NDArray[np.float64]) -> str:
         """A cell that gives about these features (features,); a gap for what is no date."""
@@ -299,7 +323,7 @@ def name_category(cell: str) -> str:
     return GAP if is_gap(cell) else cell.strip()
 
 
-def split_dates(cells: Sequence[str], day_first: bool) -> tuple[dict[str, NDArray[np.float64]], list[int]]:
+def split_dates(cells: Sequence[str], day_first: bool) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.int64]]:
     """The parts of dates, NaN for gaps, each (rows,); and the rows that hold no date."""
     distinct, codes = as_cells(cells).encoded
     values = np.full((len(distinct), len(DATE_PARTS)), np.nan)
@@ -315,7 +339,7 @@ def split_dates(cells: Sequence[str], day_first: bool) -> tuple[dict[str, NDArra
             values[number] = (date.year, date.month, date.day, date.weekday(), date.hour)
 
     parts = {part: values[codes, number] for number, part in enumerate(DATE_PARTS)}
-    return parts, np.flatnonzero(is_wrong[codes]).tolist()
+    return parts, np.flatnonzero(is_wrong[codes])
 
 
 def fit_column(
@@ -328,7 +352,7 @@ def fit_column(
     day_first: bool,
     normalize: bool,
     has_codes: bool = False,
-) -> tuple[Column, list[int]]:
+) -> tuple[Column, NDArray[np.int64]]:
     """Fit a column to its training rows; returns it with the rows of the table whose cells are not of its kind.
 
     has_codes: categories become codes, one feature.
@@ -338,8 +362,9 @@ def fit_column(
     if kind == "category":
         distinct, codes = as_cells(cells).encoded
         # Sorted: the order of the features must not depend on the order of the rows.
-        categories = sorted({name_category(distinct[code]) for code in np.unique(codes[train_rows])})
-        return CategoryColumn(name, index, tuple(categories), has_codes), []
+        in_train = np.flatnonzero(np.bincount(codes[train_rows]))
+        categories = sorted({name_category(distinct[code]) for code in in_train})
+        return CategoryColumn(name, index, tuple(categories), has_codes), NO_ROWS
 
     if kind == "number":
         values, wrong = parse_column(cells, decimal)
@@ -361,9 +386,9 @@ def encode_rows(columns: Sequence[Column], cells: Mapping[str, Sequence[str]]) -
     blocks = []
     for column in columns:
         block, wrong = column.encode(cells[column.name])
-        if wrong:
+        if len(wrong):
             cell = cells[column.name][wrong[0]]
             raise DataError(f"column '{column.name}' holds '{cell[:40]}', which is no {NOUNS[column.kind]}")
         blocks.append(block)
 
-    return np.concatenate(blocks, axis=1)
+    return np.concatenate(blocks, axis=1, dtype=np.float64)

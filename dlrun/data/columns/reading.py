@@ -237,14 +237,16 @@ def _read_large(
     names, unnamed, has_header = _choose_names(rows, text_format.header, sample_notes)
     if not encoding.startswith("utf-8"):
         content = text.encode()
-    columns = read_columns(content, separator, has_header, len(names))
-    count = text.count("\n") + (not text.endswith("\n")) - has_header
-    # A row over several lines, say.
-    if columns is None or len(columns[0]) != count:
+    columns = read_columns(content, separator, has_header, rows[has_header:])
+    if columns is None:
+        return None
+    count = len(columns[0])
+    # A row over several lines, say, or an empty line.
+    if count != text.count("\n") + (not text.endswith("\n")) - has_header:
         return None
 
     first = 2 if has_header else 1
-    table = _build_table(path, has_header, names, columns, list(range(first, first + count)))
+    table = _build_table(path, has_header, names, columns, range(first, first + count))
     notes += sample_notes
     decimal = _choose_decimal(table, text_format, separator, notes)
     return TableFile(table, separator, encoding, decimal, sha256, tuple(notes), unnamed)
@@ -284,7 +286,7 @@ def _choose_decimal(table: Table, text_format: TextFormat, separator: str | None
 
 
 def _build_table(
-    path: Path, header: bool, names: list[str], columns: Sequence[Sequence[str]], lines: list[int]
+    path: Path, header: bool, names: list[str], columns: Sequence[Sequence[str]], lines: Sequence[int]
 ) -> Table:
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:

@@ -29,7 +29,7 @@ class Table:
     has_header: bool
     names: tuple[str, ...]
     columns: Sequence[Sequence[str]]
-    lines: list[int]
+    lines: Sequence[int]
 
     def find_column(self, column: str | int, key: str = "data.target") -> int:
         """Position of a column given by name or by number (-1 is the last); RequestError if there is none.

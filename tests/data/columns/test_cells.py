@@ -36,7 +36,7 @@ def test_a_number_is_read_or_refused(cell: str, decimal: str, value: float | Non
 def test_a_column_has_nan_for_gaps_and_names_what_is_wrong() -> None:
     values, wrong = parse_column(["1", "NA", "x", "?", "2.5"], ".")
     assert np.array_equal(values, [1, math.nan, math.nan, math.nan, 2.5], equal_nan=True)
-    assert wrong == [2]
+    assert wrong.tolist() == [2]
     assert [cell for cell in ("", " ", "n/a", "None", "-", "0", "no") if not is_gap(cell)] == ["0", "no"]
 
 
