@@ -21,12 +21,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 from dlrun.core.errors import DataError, DlrunError, RunError, find_own_line, iter_causes
+from dlrun.core.forks import PR_SET_PDEATHSIG
 from dlrun.core.library_warnings import divert_until_exit
 from dlrun.core.signals import STOP_SIGNALS, block_signals
 from dlrun.data.datasets import Rows, SeededDataset, is_list_of_samples
-
-# An option of prctl(2).
-PR_SET_PDEATHSIG = 1
 
 # Time that the signal with the reason may take after a broken pipe.
 SIGNAL_SECONDS = 1.0

@@ -197,6 +197,35 @@ def _set_fp32_precision(tf32: bool | None) -> Callable[[], None]:
     return restore
 
 
+class _Outside:
+    """Threads of this process outside of `compute_in_one_thread`, while it is inside."""
+
+    threads: int | None = None
+
+
+_outside = _Outside()
+
+
+def count_threads() -> int:
+    """Number of CPU threads that training computes with."""
+    return _outside.threads or torch.get_num_threads()
+
+
+@contextlib.contextmanager
+def compute_in_one_thread() -> Iterator[None]:
+    """Compute with one thread inside the block, also in processes that are forked there.
+
+    GNU's OpenMP hangs in a forked process that computes with several threads if its parent has done so.
+    """
+    _outside.threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(_outside.threads)
+        _outside.threads = None
+
+
 def count_cores() -> int:
     """Number of CPU cores that this process may use."""
     # A container or taskset may leave fewer than there are; macOS does not tell.

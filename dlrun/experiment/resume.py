@@ -373,7 +373,7 @@ def describe_process(context: RunContext) -> dict[str, Any]:
     description = {
         "spec": context.splits.spec.to_dict(),
         "rows": context.state.train.rows,
-        "threads": torch.get_num_threads(),
+        "threads": device.count_threads(),
         "processes": context.runtime.batches_per_step,
         # A plain string: torch's own class would be foreign code in a checkpoint.
         "torch": str(torch.__version__),

@@ -262,9 +262,7 @@ def _remove_description(folder: Path, is_described: bool, is_new: bool) -> None:
 def collect_environment(request: Request, runtime: "Runtime") -> dict[str, Any]:
     """Collect the content of environment.json: command line, choices, versions, git commit, device and threads."""
     # A local import: runs are listed without torch.
-    import torch
-
-    from dlrun.engine.device import describe_versions
+    from dlrun.engine.device import count_threads, describe_versions
 
     return {
         "command": shlex.join(["dlrun", *strip_permission_words(request.words)]),
@@ -278,7 +276,7 @@ def collect_environment(request: Request, runtime: "Runtime") -> dict[str, Any]:
         "git_dirty": bool(_git(Path.cwd(), "status", "--porcelain", "--untracked-files=no")),
         "device": str(runtime.device),
         "precision": runtime.precision,
-        "threads": torch.get_num_threads(),
+        "threads": count_threads(),
         "processes": runtime.ranks.world_size,
         "cpu_count": os.cpu_count(),
         "versions": describe_versions(),

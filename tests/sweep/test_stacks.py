@@ -256,6 +256,40 @@ def test_a_stack_that_is_killed_ends_as_one_that_is_not(command: Callable[..., A
     assert not list((tmp_path / "killed").glob("stack_*"))
 
 
+TWELVE = (*FOUR[:-2], "seed=range(6)", "optimizer.lr=0.01,0.1", "sweep.stack=on")
+
+
+@pytest.mark.slow
+def test_folders_that_several_processes_write_survive_a_kill(
+    command: Callable[..., Any], warm: Any, tmp_path: Path
+) -> None:
+    """Killed as soon as the first run of twelve has its result: the forks that write the others die with the sweep."""
+    assert command(*TWELVE, "sweep.dir=whole").code == 0
+    process = warm.start("-m", "dlrun", *TWELVE, "sweep.dir=killed", cwd=tmp_path)
+    while process.poll() is None and not list_runs(tmp_path / "killed"):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait(60)
+    recorded = len(list_runs(tmp_path / "killed"))
+    time.sleep(0.2)
+    assert len(list_runs(tmp_path / "killed")) == recorded < 12
+
+    last = command(*TWELVE, "sweep.dir=killed")
+    assert last.code == 0, last.err
+    runs = list_runs(tmp_path / "whole")
+    assert len(runs) == 12
+    for path in runs:
+        other = tmp_path / "killed" / path.name
+        for name in ("fingerprints.jsonl", "metrics.jsonl"):
+            assert (path / name).read_text() == (other / name).read_text(), (path.name, name)
+        ours, theirs = read_result(path), read_result(other)
+        for key in ("weights_sha256", "metrics", "warnings", "status", "stacked"):
+            assert ours[key] == theirs[key], (path.name, key)
+        # Each process counts the threads of the training, not its own.
+        names = [json.loads((run / "environment.json").read_text())["threads"] for run in (path, other)]
+        assert names[0] == names[1]
+
+
 def read_save_time(folder: Path) -> float | None:
     files = list(folder.glob("killed/stack_*.pt"))
     return files[0].stat().st_mtime if files else None

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.table import Table
 
 from dlrun.core.own_code import find_own_modules
@@ -16,6 +15,7 @@ from dlrun.data.batches import MemoryBatches
 from dlrun.data.datasets import count_rows
 from dlrun.data.spec import DataSpec, Splits
 from dlrun.data.windows import is_series, name_naive_forecast
+from dlrun.engine.device import count_threads
 from dlrun.engine.state import TrainState
 from dlrun.experiment.context import Answer, RunContext
 from dlrun.experiment.preflight.checks import estimate_checkpoint_bytes
@@ -128,7 +128,7 @@ def _describe_schedule(context: RunContext) -> str:
 
 
 def _describe_threads() -> str:
-    count = torch.get_num_threads()
+    count = count_threads()
     return f"{count} thread{'s' if count > 1 else ''}"
 
 

@@ -7,12 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dlrun.config.request import Request
 from dlrun.config.settings import Settings
 from dlrun.core import signals
 from dlrun.core.errors import CheckpointError, ErrorList
 from dlrun.core.files import DiskProblems
+from dlrun.core.forks import HAS_FORKS, Forks
 from dlrun.core.lock import Lock
+from dlrun.core.own_code import find_own_modules
 from dlrun.engine import device
 from dlrun.engine.distributed import SINGLE_PROCESS
 from dlrun.engine.stack.member import Member
@@ -23,10 +27,17 @@ from dlrun.experiment.request_notes import add_notes
 from dlrun.experiment.stack.halving import Halving
 from dlrun.experiment.stack.member import SparseDiagnostics, StackedRun, probe_together
 from dlrun.runs import checkpoint
+from dlrun.runs.loggers.tensorboard import TensorBoardLogger
+from dlrun.runs.reports.plots import canvas
 
 # A stack is saved after so long, and seldom enough that saving takes a twentieth of the time at most.
 _SECONDS_BETWEEN_SAVES = 1.0
 _SAVE_SHARE = 20
+
+# As many runs that end together are recorded by several processes: a fork takes as long as half a run's folder.
+_FEWEST_TO_SHARE = 8
+# Processes for each core: most of the time of a folder goes into waiting for the disk.
+_PROCESSES_PER_CORE = 3
 
 # Called when the folder of a run is written, with the number of the run in the stack, its exit code, and its error if
 # it has one; returns False to stop the others.
@@ -154,10 +165,19 @@ class Stack:
     def record(self, members: Sequence[Member]) -> None:
         """Write the folders of the runs that have left the stack."""
         self.is_due = True
-        for member in members:
-            number = self.find_number(member)
-            if self.recorded[number] or self.is_stopping:
-                continue
+        numbers = [self.find_number(member) for member in members]
+        numbers = [number for number in numbers if not self.recorded[number]]
+        with device.compute_in_one_thread():
+            if len(numbers) >= _FEWEST_TO_SHARE and all(map(self.can_fork, numbers)):
+                self.record_in_forks(numbers)
+            else:
+                self.record_here(numbers)
+
+    def record_here(self, numbers: Sequence[int]) -> None:
+        """Write folders one after the other."""
+        for number in numbers:
+            if self.is_stopping:
+                return
             code, error = 1, None
             try:
                 code = self.runs[number].record(len(self.runs), self._is_verified)
@@ -165,9 +185,42 @@ class Stack:
             except (Exception, SystemExit) as raised:
                 # What one run cannot write, or cannot evaluate, is no matter of the others.
                 error = raised
+            self.end_run(number, code, error)
 
-            self.recorded[number] = True
-            self.is_stopping = not self.on_run_end(number, code, error)
+    def record_in_forks(self, numbers: Sequence[int]) -> None:
+        """Write folders in several processes at once."""
+        is_verified = set[int]()
+
+        def record(number: int) -> int:
+            # Each process reads back the first checkpoint that it writes.
+            code = self.runs[number].record(len(self.runs), bool(is_verified))
+            is_verified.add(number)
+            return code
+
+        with Forks(record, numbers, _PROCESSES_PER_CORE * device.count_cores()) as forks:
+            # The pictures of the sweep come next, and this process would only wait.
+            canvas.load()
+            for number, (code, error) in zip(numbers, forks, strict=True):
+                self.end_run(number, 1 if error is not None else code, error)
+                if self.is_stopping:
+                    return
+
+    def can_fork(self, number: int) -> bool:
+        """Whether a forked process can record a run: one that has failed, or has code of the user's own, stays here."""
+        run = self.runs[number]
+        is_initialized: Callable[[], bool] = torch.cuda.is_initialized
+        if not HAS_FORKS or run.context.runtime.device.type != "cpu" or is_initialized():
+            return False
+        if run.member.error is not None or find_own_modules(run.request.config):
+            return False
+        # Other loggers and scikit-learn have threads, which a fork leaves behind.
+        loggers = run.context.loggers.values()
+        return not run.settings.tracking.simple_models and all(type(logger) is TensorBoardLogger for logger in loggers)
+
+    def end_run(self, number: int, code: int, error: BaseException | None) -> None:
+        """Report a run whose folder is written, or could not be."""
+        self.recorded[number] = True
+        self.is_stopping = not self.on_run_end(number, code, error)
 
     def save_if_due(self, trainer: StackTrainer) -> None:
         """Save the stack if the last save is long enough ago, or if runs have left it since."""

@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 _WIDE_RANGE = 30
 
 
+def load() -> None:
+    """Import what figures need, ahead of the first one."""
+    import matplotlib.backends.backend_agg
+    import matplotlib.figure  # noqa: F401
+
+
 def create_figure(width: float = 6.4, height: float = 4.8, dpi: int = 110) -> "Figure":
     """Create an empty figure; sizes in inches."""
     from matplotlib.figure import Figure
