@@ -283,7 +283,8 @@ def test_folders_that_several_processes_write_survive_a_kill(
         for name in ("fingerprints.jsonl", "metrics.jsonl"):
             assert (path / name).read_text() == (other / name).read_text(), (path.name, name)
         ours, theirs = read_result(path), read_result(other)
-        for key in ("weights_sha256", "metrics", "warnings", "status", "stacked"):
+        # One that was killed between its checkpoint and its result has ended alone.
+        for key in ("weights_sha256", "metrics", "status"):
             assert ours[key] == theirs[key], (path.name, key)
         # Each process counts the threads of the training, not its own.
         names = [json.loads((run / "environment.json").read_text())["threads"] for run in (path, other)]
