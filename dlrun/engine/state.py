@@ -215,8 +215,8 @@ class TrainState:
                 self.ema.release()
 
     @contextmanager
-    def keep_whole(self) -> Iterator[None]:
-        """Inside, the model has the values of the training. A collective call where training splits it."""
+    def summon_full_weights(self) -> Iterator[None]:
+        """In the block, `model` has the weights in training even if they are split. A collective call then."""
         is_released = self.sharded is not None and not self.sharded.weights.is_gathered
         if is_released:
             self.gather()
@@ -349,7 +349,7 @@ class TrainState:
     def _get_optimizer_state(self) -> dict[str, Any]:
         if self.sharded is None:
             return self.optimizer.state_dict()
-        return self.sharded.gather_optimizer_state(self.optimizer, is_kept=self.ranks.rank == 0)
+        return self.sharded.gather_optimizer_state(self.optimizer, keep_tensors=self.ranks.rank == 0)
 
     def get_local_state(self) -> dict[str, Any]:
         """The part of the state that each rank has of its own: sums of the current epoch, and users' callbacks."""
@@ -426,7 +426,7 @@ class TrainState:
                 for name, parameter in model.named_parameters():
                     parameter.requires_grad_(name not in state["frozen"])
             if self.sharded is not None:
-                self.sharded.note_trainable()
+                self.sharded.record_trainable()
 
     @contextmanager
     def keep_resumed_state(self) -> Iterator[None]:

@@ -28,7 +28,7 @@ class StateSender(CheckpointManager):
 
     def begin_save(self, state: TrainState, row: dict[str, float]) -> None:
         """Send the state to rank 0: that of this rank, and its share of the model where training splits that."""
-        with state.keep_whole():
+        with state.summon_full_weights():
             gather_rank_states(state)
             if state.sharded is not None:
                 state.state_dict()

@@ -260,7 +260,7 @@ class CheckpointManager(Callback):
         cpu_start = time.thread_time()
         self.due_count += 1
         # A collective call: each rank takes part, whether or not the disk accepts the file.
-        with state.keep_whole():
+        with state.summon_full_weights():
             self._begin_save(state, row, cpu_start)
         self.seconds += time.perf_counter() - start
 
