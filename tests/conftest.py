@@ -68,6 +68,7 @@ ON_BOTH_DEVICES = (
     "sweep/test_runner.py",
     "sweep/test_stacks.py",
 )
+OF_A_GPU = "test_gpu.py"
 NO_STAND_IN = {"no_stand_in", "warm"}
 TRAINING_FIXTURES = {"dlrun", "command", "python", "stacks"}
 QUIET = ("tracking.graph=false", "figures=false")  # what costs time and is not what most tests look at
@@ -143,10 +144,17 @@ def pytest_runtest_setup() -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Tests of what a device does run on the CPU, and once more on a GPU, where they have the mark `gpu`.
 
-    They are those that ask for `device`, and those of the folders below that train with the command line.
+    They are those that ask for `device`, and those of the folders below that train with the command line. Tests of a
+    GPU alone run on the stand-in too, where it is of help, so that they cannot fall by a wrong name on the day.
     """
     asks = "device" in inspect.signature(metafunc.function).parameters
     path = metafunc.definition.path.relative_to(Path(__file__).parent).as_posix()
+    if path == OF_A_GPU and metafunc.definition.get_closest_marker("gpu") is None:
+        devices = [pytest.param("stand-in", marks=pytest.mark.slow), pytest.param("cuda", marks=pytest.mark.gpu)]
+        metafunc.parametrize(
+            "device", devices if NO_STAND_IN.isdisjoint(metafunc.fixturenames) else devices[1:], indirect=True
+        )
+        return
     trains = path.startswith(ON_BOTH_DEVICES) and not TRAINING_FIXTURES.isdisjoint(metafunc.fixturenames)
     if (asks or trains) and metafunc.definition.get_closest_marker("gpu") is None:
         devices = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -163,7 +171,11 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     if request.node.get_closest_marker("gpu") is None:
         if any(map(os.path.exists, GPU_FILES)):
             hide_gpus(monkeypatch)
-        yield "cpu"
+        if getattr(request, "param", "cpu") == "stand-in":
+            with module_of("pretended_cuda").pretend_cuda():
+                yield "cuda"
+        else:
+            yield "cpu"
         return
 
     import torch

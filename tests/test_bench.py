@@ -2,13 +2,18 @@
 
 import importlib
 import importlib.util
+import io
+import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+
+from dlrun.runs.checkpoint_manager import CheckpointManager
 
 BENCH = Path(__file__).parent / "bench"
 
@@ -20,7 +25,8 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
     monkeypatch.syspath_prepend(str(BENCH))
     for name in names:
         monkeypatch.delitem(sys.modules, name, raising=False)
-    bench_modules = {name: importlib.import_module(name) for name in ("rows", "side", "harness", "core", "scale")}
+    chosen = ("rows", "side", "pace", "harness", "core", "scale", "gpu")
+    bench_modules = {name: importlib.import_module(name) for name in chosen}
     yield bench_modules
     for name in names:
         sys.modules.pop(name, None)
@@ -170,3 +176,83 @@ def test_a_linear_cost_is_told_from_one_that_grows_faster(bench: dict[str, Modul
 
     assert all(line.endswith(": met") for line in bench["scale"].linearity(table(1.0)))
     assert any(line.endswith("MISSED") for line in bench["scale"].linearity(table(1.2)))
+
+
+@pytest.mark.slow
+def test_every_part_of_the_bench_on_a_gpu_runs_to_its_end(
+    bench: dict[str, ModuleType],
+    dlrun: Callable[..., Any],
+    pretended: Any,
+    formats: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    formats.write_mnist(tmp_path, train=300, test=20)
+    commands = []
+
+    def run(plan: Any, *words: str) -> tuple[float, list[Any]]:
+        commands.append(words)
+        done = dlrun(*words, f"paths.data={plan.root}", f"paths.outputs={len(commands)}")
+        assert done.code == 0, done.err
+        return float(len(commands)), [
+            json.loads(path.read_text()) for path in Path(str(len(commands))).rglob("result.json")
+        ]
+
+    def measure(row: Any, names: list[str], rounds: int) -> dict[str, Any]:
+        assert (row.device, row.steps) == ("cuda", 2)
+        sides = {name: {"seconds": [seconds] * rounds} for name, seconds in zip(names, (0.1, 0.4, 0.8), strict=True)}
+        return sides | {"Lightning bare": {"skipped": "lightning is not installed"}}
+
+    monkeypatch.setattr(bench["gpu"], "run", run)
+    monkeypatch.setattr(bench["gpu"], "measure_interleaved", measure)
+    monkeypatch.setenv("DLRUN_DATA_DIR", str(tmp_path))
+    with pretended.pretend_cuda():
+        bench["gpu"].main(["--tiny", "--folder", str(tmp_path)])
+
+    (written,) = tmp_path.glob("*_gpu.md")
+    text = written.read_text()
+    assert "a pretended GPU, 8 GiB, driver " in text
+    assert "- dlrun against hand-written: 4 × (4 to 4); at least 3: yes" in text
+    assert "- dlrun against Lightning: 8 × (8 to 8); at least 10: NO" in text
+    assert "- Lightning bare: skipped, lightning is not installed" in text
+    assert len(commands) == 3 + 2
+    figures = {figure["what"]: figure for figure in json.loads(written.with_suffix(".json").read_text())["figures"]}
+    # A stack of 8 took 1 s, a run 2 s, three runs 3 s: half a second each, and 1.5 s to start.
+    assert figures["the stack against one after the other, whole commands"]["values"] == [5.5]
+    assert len(figures["bf16, test accuracy"]["values"]) == 1
+    assert figures["fp32, training"]["at_most"] == 5
+
+
+class Enough(Exception):
+    """A side has trained as many steps as the test wants."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("side", ["hand-written", "dlrun"])
+def test_a_side_on_a_gpu_waits_for_it_before_a_clock_is_read(
+    side: str,
+    bench: dict[str, ModuleType],
+    dlrun: Callable[..., Any],
+    pretended: Any,
+    formats: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    formats.write_mnist(tmp_path, train=128, test=20)
+    row = bench["rows"].Row("tiny", "mlp", "mnist", 128, root=str(tmp_path), device="cuda")
+    module, function, _ = bench["side"].SIDES[side]
+    answers = io.StringIO()
+    pace = bench["pace"].Pace(row.steps, io.StringIO("go\n"), answers, device=row.device)
+
+    def end() -> None:
+        raise Enough
+
+    monkeypatch.setattr(pace, "_end", end)
+    # dlrun's side hangs its count there.
+    monkeypatch.setattr(CheckpointManager, "on_step_end", CheckpointManager.on_step_end)
+    train = getattr(importlib.import_module(f"sides.{module}"), function)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    with pretended.pretend_cuda() as calls, pytest.raises((Enough, SystemExit)):
+        train(row, pace)
+    assert len(answers.getvalue().splitlines()) == 2
+    assert calls.synchronized >= 2

@@ -45,7 +45,7 @@ class Side:
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in (str(HERE), *get_library_path()) if p)}
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, str(HERE / "side.py"), name, json.dumps(asdict(row))],
+                [*interpreter(), str(HERE / "side.py"), name, json.dumps(asdict(row))],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -80,6 +80,13 @@ class Side:
         """End it, however it stands."""
         self.process.kill()
         self.process.communicate()
+
+
+def interpreter() -> list[str]:
+    """The words that start Python; with DLRUN_TEST_CUDA=pretended, on the stand-in for a GPU."""
+    if os.environ.get("DLRUN_TEST_CUDA") == "pretended":
+        return [sys.executable, str(HERE.parent / "pretended_cuda.py")]
+    return [sys.executable]
 
 
 def get_library_path() -> list[str]:

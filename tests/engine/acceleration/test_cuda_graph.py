@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -36,49 +36,6 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)
-
-
-class Pretence:
-    """Recording computes nothing; each replay computes anew, into the memory of what was recorded."""
-
-    def __init__(self, training: TrainState) -> None:
-        self.training, self.records, self.replays = training, 0, 0
-
-    @contextlib.contextmanager
-    def use_side_stream(self) -> Iterator[None]:
-        yield
-
-    def record(self, make: Callable[[], None]) -> Callable[[], None]:
-        t, before, rng = self.training, self.state(), torch.get_rng_state()
-        make()
-        self.records += 1
-        recorder: Any = next(c.cell_contents for c in make.__closure__ or () if hasattr(c.cell_contents, "records"))
-        records, gradients, norm = list(recorder.records), [p.grad for p in t.model.parameters()], t.grad_norm
-        for tensor, value in zip(self.tensors(), before, strict=True):
-            tensor.data.copy_(value)
-        torch.set_rng_state(rng)
-
-        def replay() -> None:
-            self.replays += 1
-            held, held_norm = [p.grad for p in t.model.parameters()], t.grad_norm
-            make()
-            for (o, _, loss), (o2, _, loss2) in zip(records, recorder.records, strict=True):
-                o.copy_(o2), loss.copy_(loss2)
-            recorder.records[:] = records
-            for p, static, old in zip(t.model.parameters(), gradients, held, strict=True):
-                static.copy_(p.grad)
-                p.grad = old
-            norm.copy_(t.grad_norm)
-            t.grad_norm = held_norm
-
-        return replay
-
-    def tensors(self) -> list[Tensor]:
-        moments = [v for s in self.training.optimizer.state.values() for v in s.values() if isinstance(v, Tensor)]
-        return [*self.training.model.state_dict().values(), *moments]
-
-    def state(self) -> list[Tensor]:
-        return [x.detach().clone() for x in self.tensors()]
 
 
 class Log(Callback):
@@ -136,12 +93,12 @@ CASES: dict[str, tuple[Any, ...]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_every_step_is_the_one_without_a_graph(case: str) -> None:
+def test_every_step_is_the_one_without_a_graph(case: str, pretended: Any) -> None:
     optimizer, schedule, ema, limits = CASES[case]
     wanted, weights = train_steps(prepare(optimizer, schedule, ema, **limits))
     t = prepare(optimizer, schedule, ema, **limits)
-    recorder = Pretence(t)
-    t.graph_step = CudaGraphStep(recorder, pytest.fail)  # type: ignore[arg-type]
+    recorder = pretended.Recorder(t)
+    t.graph_step = CudaGraphStep(recorder, pytest.fail)
     losses, ours = train_steps(t)
     assert losses == wanted
     assert all(torch.equal(a, b) for a, b in zip(ours, weights, strict=True))
@@ -150,10 +107,10 @@ def test_every_step_is_the_one_without_a_graph(case: str) -> None:
     assert recorder.replays == t.progress.step - 6
 
 
-def test_settings_that_change_are_recorded_anew() -> None:
+def test_settings_that_change_are_recorded_anew(pretended: Any) -> None:
     t = prepare(fuse(torch.optim.SGD, lr=0.1, momentum=0.5))
-    recorder = Pretence(t)
-    t.graph_step = CudaGraphStep(recorder, pytest.fail)  # type: ignore[arg-type]
+    recorder = pretended.Recorder(t)
+    t.graph_step = CudaGraphStep(recorder, pytest.fail)
     train_steps(t)
     t.optimizer.param_groups[0]["momentum"] = 0.9
     t.stop_rules.epochs += 1
@@ -163,15 +120,15 @@ def test_settings_that_change_are_recorded_anew() -> None:
     assert isinstance(t.optimizer.param_groups[0]["lr"], float)
 
 
-def test_what_cannot_be_recorded_is_said_once_and_trained_all_the_same() -> None:
+def test_what_cannot_be_recorded_is_said_once_and_trained_all_the_same(pretended: Any) -> None:
     wanted, weights = train_steps(prepare(fuse(torch.optim.SGD, lr=0.1)))
     t, messages = prepare(fuse(torch.optim.SGD, lr=0.1)), []
 
-    class Refusing(Pretence):
+    class Refusing(pretended.Recorder):
         def record(self, make: Callable[[], None]) -> Callable[[], None]:
             raise RuntimeError("operation not permitted when stream is capturing\nCompile with ...")
 
-    t.graph_step = CudaGraphStep(Refusing(t), messages.append)  # type: ignore[arg-type]
+    t.graph_step = CudaGraphStep(Refusing(t), messages.append)
     losses, ours = train_steps(t)
     assert losses == wanted
     assert all(torch.equal(a, b) for a, b in zip(ours, weights, strict=True))
@@ -181,9 +138,9 @@ def test_what_cannot_be_recorded_is_said_once_and_trained_all_the_same() -> None
     ]
 
 
-def test_only_so_many_shapes_get_a_graph() -> None:
+def test_only_so_many_shapes_get_a_graph(pretended: Any) -> None:
     t = prepare(fuse(torch.optim.SGD, lr=0.1))
-    graph: Any = CudaGraphStep(Pretence(t), pytest.fail)  # type: ignore[arg-type]
+    graph: Any = CudaGraphStep(pretended.Recorder(t), pytest.fail)
     x, y = torch.randn(9, 5), torch.zeros(9, dtype=torch.long)
     is_graphed = [graph(t, [((x[:rows],), y[:rows])], []) for rows in range(2, 9)]
     assert is_graphed == [True] * cuda_graph._MOST_SHAPES + [False] * 3
