@@ -55,21 +55,24 @@ test-all: $(VENV)/.installed-dev  ## every test but those that need a GPU
 # With WHEELS the environment sees the torch of the machine, and takes all else from the folder.
 ifdef WHEELS
 GPU := $(VENV)-gpu
-$(GPU)/.installed-dev: pyproject.toml
+$(GPU)/.installed-gpu: pyproject.toml
 	$(PYTHON) -m venv --system-site-packages $(GPU)
 	$(GPU)/bin/python -m pip install --quiet --no-index --find-links $(WHEELS) --editable '.[test-gpu]'
 	@touch $@
 else
 GPU := $(VENV)
+$(GPU)/.installed-gpu: $(VENV)/.installed-dev
+	$(PIP) install --editable '.[test-gpu]' --constraint tests/constraints.txt
+	@touch $@
 endif
 
 wheels: $(VENV)/.made  ## fill the folder WHEELS with what test-gpu and bench-gpu need beside torch (ON="--platform ...": of another machine)
 	$(BIN)/python tests/wheels.py $(WHEELS) $(ON)
 
-test-gpu: $(GPU)/.installed-dev  ## the tests on a GPU; WHEELS=folder where there is no network (minutes on one card and 16 cores)
+test-gpu: $(GPU)/.installed-gpu  ## the tests on a GPU; WHEELS=folder where there is no network (minutes on one card and 16 cores)
 	OMP_NUM_THREADS=$(OMP_NUM_THREADS_TESTS) $(GPU)/bin/python -m pytest -n $(GPU_WORKERS) --dist worksteal -m gpu
 
-bench-gpu: $(GPU)/.installed-dev  ## measure speed on a GPU; WHEELS=folder where there is no network (DLRUN_DATA_DIR names the data)
+bench-gpu: $(GPU)/.installed-gpu  ## measure speed on a GPU; WHEELS=folder where there is no network (DLRUN_DATA_DIR names the data)
 	$(GPU)/bin/python tests/bench/gpu.py
 
 check: $(VENV)/.installed-dev  ## format, lint, types, who imports whom
