@@ -19,6 +19,7 @@ from dlrun.core import output_format
 from dlrun.core.errors import RequestError, RunError
 from dlrun.core.terminal import write_out
 from dlrun.engine import distributed
+from dlrun.runs.query import is_sweep_folder
 
 if TYPE_CHECKING:
     from dlrun.config.request import Request
@@ -107,7 +108,7 @@ def compose(*command: str) -> Callable[[tuple[str, ...]], list["Request"]]:
 
 def resume(words: tuple[str, ...]) -> list["Request"]:
     """Read the run or the sweep that is to be resumed."""
-    if words and words[0] and (Path(words[0]) / "sweep.jsonl").exists():
+    if words and words[0] and is_sweep_folder(Path(words[0])):
         from dlrun.sweep import continuation
 
         return continuation.read_requests(words)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dlrun.core.bounded import is_number
 from dlrun.core.errors import RequestError
 from dlrun.core.output_format import format_csv, format_json
 from dlrun.core.terminal import write_out
@@ -67,7 +68,7 @@ def _list_all_differences(run_a: RunRecord, run_b: RunRecord) -> list[dict[str, 
             rows.append({"section": section, "key": key, "a": values_a.get(key), "b": values_b.get(key)})
 
     for key, value_a, value_b in _pair_results(run_a, run_b):
-        difference = value_b - value_a if _is_number(value_a) and _is_number(value_b) else None
+        difference = value_b - value_a if is_number(value_a) and is_number(value_b) else None
         rows.append({"section": "result", "key": key, "a": value_a, "b": value_b, "difference": difference})
     return rows
 
@@ -97,9 +98,7 @@ def _read_run(folder: Path) -> RunRecord:
     A run that was killed lacks some files, and is compared by the others.
     """
     run = open_run(folder, "diff", "two runs", "dlrun compare {} shows all of it")
-    # Reading a file notes its damage in the record.
-    for name in ("config", "environment", "result", "rows", "fingerprints"):
-        getattr(run, name)
+    run.read_files("config", "environment", "result", "rows", "fingerprints")
     if run.damage:
         raise RequestError(run.damage[0])
     if not run.config:
@@ -269,11 +268,7 @@ def _pair_results(run_a: RunRecord, run_b: RunRecord) -> list[tuple[str, Any, An
 
 def _subtract(value: Any, other: Any) -> Any:
     """The difference of two numbers; "" for other values, a status for instance."""
-    return value - other if _is_number(value) and _is_number(other) else ""
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return value - other if is_number(value) and is_number(other) else ""
 
 
 def _format_cell(value: Any) -> str:

@@ -10,7 +10,8 @@ from typing import Any
 
 from dlrun.cli.list_runs import describe_run, format_size
 from dlrun.config import compose
-from dlrun.config.compose import GROUPS
+from dlrun.config.compose import GROUPS, PRESETS
+from dlrun.config.overrides import get_key
 from dlrun.config.validation import format_value
 from dlrun.core.output_format import format_csv, format_json
 from dlrun.core.own_code import find_own_modules
@@ -24,8 +25,6 @@ from dlrun.runs.reports.console import Console, build_table, format_facts, forma
 
 # Where things lie, which is no setting of the experiment; labels are shown apart.
 _NOT_SHOWN = ("paths.", "data.root", "run.", "resume", "trust", "sweep.")
-# Options that set keys of any block.
-_PRESETS = ("lesson", "experiment", "debug")
 
 _ABSENT = object()
 
@@ -86,9 +85,9 @@ def list_settings(run: RunRecord) -> list[dict[str, Any]]:
     `set_by`: "typed", the choice that brings the value, the file of the user's own, or "" if none of them is known.
     """
     defaults = flatten(compose.resolve(compose.compose_config([])))
-    typed = [word.partition("=")[0].lstrip("+~") for word in run.overrides]
+    typed = [get_key(word) for word in run.overrides]
     in_files = run.environment.get("keys_in_files", {})
-    presets = [f"{preset}={run.choices[preset]}" for preset in _PRESETS if preset in run.choices]
+    presets = [f"{preset}={run.choices[preset]}" for preset in PRESETS if preset in run.choices]
     rows = []
     for key, value in run.flat_config.items():
         if key.startswith(_NOT_SHOWN) or key.endswith("_target_") or value == defaults.get(key, _ABSENT):

@@ -38,6 +38,9 @@ GROUPS = (
     "data", "model", "optimizer", "scheduler", "task", "callbacks", "device", "logger", "lesson", "experiment", "debug",
 )  # fmt: skip
 
+# Groups whose options set keys of any block.
+PRESETS = ("lesson", "experiment", "debug")
+
 # Hydra looks for a package hydra_plugins on sys.path.
 _PLUGINS = str(Path(__file__).parent / "plugins")
 

@@ -12,6 +12,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from dlrun.config import compose, request, schema
 from dlrun.config.listing import list_options
+from dlrun.config.overrides import get_key
 from dlrun.config.schema import CONFIG_DIR
 from dlrun.config.settings import read_settings
 from dlrun.config.validation import build_wrong_type_error, find_field
@@ -139,7 +140,7 @@ def _explain(error: Exception, words: list[str]) -> str:
 
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     message = " ".join(lines[:2]) or type(error).__name__
-    is_named = any(word.partition("=")[0].lstrip("+~") in message for word in words)
+    is_named = any(get_key(word) in message for word in words)
     if is_named or not words:
         return message
     return f"{message}; look at {' '.join(words)}"
@@ -166,7 +167,7 @@ def _explain_wrong_value(cause: OmegaConfBaseException, words: list[str]) -> str
         place = next((word for word in words if "${" in word), key)
         return f"{place}: {text}; type a value" if place else text
     if word.lstrip("+~").startswith(f"{key}."):
-        return f"there is no key {word.lstrip('+~').partition('=')[0]}; {key} holds no keys, type {key}=..."
+        return f"there is no key {get_key(word)}; {key} holds no keys, type {key}=..."
 
     value: str | None = "null"
     quotation = re.search(r"[Vv]alue:? '?(.*?)'? (?:of type|is not)|value: (.*)", text)

@@ -16,6 +16,7 @@ from dlrun.config import hydra_internals, project, schema, search_space, sweep_p
 from dlrun.config.callbacks import get_canonical_key
 from dlrun.config.compose import (
     GROUPS,
+    PRESETS,
     add_plus,
     compose_config,
     is_answered_by_hydra,
@@ -28,6 +29,7 @@ from dlrun.config.compose import (
 from dlrun.config.composer import Composer, Point, to_plain
 from dlrun.config.files import ConfigFile, ConfigFiles
 from dlrun.config.hydra_part import HydraPart, format_option
+from dlrun.config.overrides import get_key
 from dlrun.core.errors import RequestError
 from dlrun.core.format import count_digits, format_folder_name
 from dlrun.core.literals import Literals
@@ -172,7 +174,7 @@ def _make_request(
         own_files = [file for file in _look_up_files(part.settings, overrides, files) if file.is_own]
     unheeded.refuse_hydra_in_files(own_files)
 
-    config = resolve(raw_config, set(map(unheeded.get_key, overrides)))
+    config = resolve(raw_config, set(map(get_key, overrides)))
     if _is_ended_by_steps(config["trainer"], part, overrides, files):
         config["trainer"]["epochs"] = None
 
@@ -222,11 +224,11 @@ def _is_ended_by_steps(trainer: dict[str, Any], part: HydraPart, overrides: Sequ
     """Whether the steps alone end the training: trainer.max_steps is set, and trainer.epochs by nobody."""
     if trainer["max_steps"] is None or trainer["epochs"] != schema.TrainerConfig().epochs:
         return False
-    if "trainer.epochs" in map(unheeded.get_key, overrides):
+    if "trainer.epochs" in map(get_key, overrides):
         return False
 
     # Only a lesson, an overlay or a file of the user's own may name as many epochs as there are by default.
-    is_plain = not any(part.choices.get(group) for group in ("lesson", "experiment", "debug"))
+    is_plain = not any(part.choices.get(group) for group in PRESETS)
     if is_plain and not part.has_own_files:
         return True
     return not any("trainer.epochs" in file.keys for file in _look_up_files(part.settings, overrides, files))
@@ -296,7 +298,7 @@ class PointComposer:
         settings = cast(DictConfig, HydraConfig.get())
         loader = GlobalHydra.instance().config_loader()
         words = [add_plus(quote_letters(word)) for word in overrides]
-        own_words = [word for word in words if not unheeded.get_key(word).startswith(("hydra.", "hydra/"))]
+        own_words = [word for word in words if not get_key(word).startswith(("hydra.", "hydra/"))]
         hydra_words = cast(list[str], OmegaConf.to_container(settings.overrides.hydra))
 
         self.space = search_space.read_space(OverridesParser.create(config_loader=loader).parse_overrides(own_words))
@@ -311,7 +313,7 @@ class PointComposer:
 
     def compose(self, point: Sequence[str], seed: int) -> Request:
         """The request of a point, without a folder. Hydra's exceptions pass through."""
-        words = [word for word in self.space.make_words(point) if unheeded.get_key(word) != "seed"]
+        words = [word for word in self.space.make_words(point) if get_key(word) != "seed"]
         words.append(f"seed={seed}")
         with hydra_internals.enter_hydra(self._hydra):
             composed = self._composer.compose_point(words)
@@ -375,7 +377,7 @@ def from_saved(saved: dict[str, Any], choices: dict[str, str], overrides: list[s
 
 def _replace_option(config: DictConfig, group: str, option: str) -> None:
     """Take another option for one group of a saved config; of the device, its precision and threads stay."""
-    if group in ("task", "callbacks", "lesson", "experiment", "debug"):
+    if group in ("task", "callbacks", *PRESETS):
         raise RequestError(f"{group}={option} makes a new run; here only data, model and device can be chosen anew")
     raw_config = compose_config([f"{group}={option}"])
     if group == "device":

@@ -17,6 +17,8 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
+from dlrun.config.overrides import get_key
+
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 # In a wheel the configs lie in the package, in a checkout beside it.
@@ -350,7 +352,7 @@ def strip_permissions(plain: dict[str, Any]) -> dict[str, Any]:
 
 def strip_permission_words(words: Sequence[str]) -> list[str]:
     """The words of a command line as files hold them: without permissions."""
-    return [word for word in words if word.partition("=")[0].lstrip("+~") not in PERMISSIONS]
+    return [word for word in words if get_key(word) not in PERMISSIONS]
 
 
 def hash_config(plain: dict[str, Any]) -> str:

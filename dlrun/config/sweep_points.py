@@ -8,6 +8,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 
+from dlrun.config.overrides import get_key
 from dlrun.core.errors import RequestError
 
 
@@ -135,6 +136,6 @@ def _split(line: str) -> list[str]:
 
 def _is_overridden(word: str, own_overrides: Sequence[str]) -> bool:
     """Whether the command line sets this key itself, or chose the group that it belongs to."""
-    key = word.partition("=")[0].lstrip("+~")
-    own_keys = [other.partition("=")[0].lstrip("+~") for other in own_overrides]
+    key = get_key(word)
+    own_keys = [get_key(other) for other in own_overrides]
     return any(key == other or key.startswith(f"{other}.") for other in own_keys)

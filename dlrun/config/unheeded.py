@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from dlrun.config.overrides import get_key
 from dlrun.config.schema import PERMISSIONS
 from dlrun.core.errors import RequestError
 from dlrun.core.shell import is_called_from_python
@@ -251,8 +252,3 @@ def find_repeated(words: Sequence[str]) -> list[str]:
 def format_note(key: str, reason: str) -> str:
     """Note that a key has no effect."""
     return f"{key} has no effect here: {reason}"
-
-
-def get_key(word: str) -> str:
-    """Key of an override, without the signs in front of it."""
-    return word.partition("=")[0].lstrip("+~")

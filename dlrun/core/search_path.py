@@ -38,6 +38,12 @@ def put_own_last() -> list[str]:
     return before
 
 
+def drop_child_flag() -> None:
+    """Take the flag that dlrun has set for this process from processes that it may start."""
+    if os.environ.get(SAFE) == SAFE_FOR_CHILD:
+        del os.environ[SAFE]
+
+
 def find_shadowing_file(module: str) -> str | None:
     """File of the working directory with the name of an installed module; None if there is no such file."""
     loaded_file = getattr(sys.modules.get(module), "__file__", None)

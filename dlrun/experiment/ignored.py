@@ -8,8 +8,9 @@ from typing import Any
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, ReduceLROnPlateau, StepLR
 
 from dlrun.config.callbacks import get_canonical_key
+from dlrun.config.overrides import get_key
 from dlrun.config.request import Request
-from dlrun.config.unheeded import format_note, get_key
+from dlrun.config.unheeded import format_note
 from dlrun.core.errors import join_names
 from dlrun.data.batches import MemoryBatches
 from dlrun.data.spec import Splits

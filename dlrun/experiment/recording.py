@@ -8,7 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from dlrun.config import schema, unheeded
+from dlrun.config import schema
+from dlrun.config.overrides import get_key
 from dlrun.config.request import Request
 from dlrun.core import signals
 from dlrun.core.errors import RunError
@@ -215,7 +216,7 @@ def list_varied_keys(request: Request) -> list[str]:
     """Keys that differ between the jobs of a sweep; of a run alone those of its command line, which others may vary."""
     if request.sweep is not None:
         return request.varied
-    return list(dict.fromkeys(map(unheeded.get_key, read_typed_words(request))))
+    return list(dict.fromkeys(map(get_key, read_typed_words(request))))
 
 
 def name_sweep(sweep: Path, outputs: Path) -> str:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from dlrun.config import compose, request
 from dlrun.config.compose import GROUPS
+from dlrun.config.overrides import get_key
 from dlrun.config.request import Request
 from dlrun.config.schema import strip_permission_words
-from dlrun.config.unheeded import get_key
 from dlrun.core.errors import RequestError
 from dlrun.core.own_code import list_metric_targets
 from dlrun.core.shell import quote, suggest_example

@@ -30,6 +30,7 @@ from dlrun.experiment import run as experiment
 from dlrun.inference import notebook
 from dlrun.inference.predictions import Predictions, predict_rows
 from dlrun.inference.saved_model import SavedModel, open_saved_model
+from dlrun.runs.query import is_sweep_folder
 from dlrun.runs.record import RunRecord, replace_none_with_nan
 from dlrun.runs.reports.console import Console
 from dlrun.runs.reports.plots.history import draw_history
@@ -265,7 +266,7 @@ def _refuse_sweep_folder(words: Sequence[str]) -> None:
     if command[:1] != ["resume"]:
         return
     folder = command[1]
-    if (Path(folder) / "sweep.jsonl").exists():
+    if is_sweep_folder(Path(folder)):
         raise RequestError(
             f"{folder} is a sweep, and dlrun.train makes one run; type {shlex.join(['dlrun', 'resume', folder])} "
             "in a terminal"

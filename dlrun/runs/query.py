@@ -13,7 +13,7 @@ from dlrun.config.compose import GROUPS
 from dlrun.core.errors import RequestError
 from dlrun.core.shell import quote, suggest_example
 from dlrun.runs.filters import Filter, list_unknown_tags, parse_filter, refuse_unknown_key, sort_runs
-from dlrun.runs.record import ENVIRONMENT, MARKS, RunRecord
+from dlrun.runs.record import ENVIRONMENT, LEDGER, MARKS, RunRecord
 
 _OUTPUTS = "paths.outputs="
 # The end of a path that `folder.create_folder` chose.
@@ -86,7 +86,7 @@ def scan_folders(places: Sequence[Path]) -> list[RunRecord]:
         for name, subfolders, files in os.walk(root):
             place = Path(name)
             # os.walk visits a folder before its subfolders, so that the parent's sweep is known here.
-            sweeps[place] = place if "sweep.jsonl" in files else sweeps.get(place.parent)
+            sweeps[place] = place if LEDGER in files else sweeps.get(place.parent)
             if _is_run(place, subfolders, files, sweeps[place]):
                 # Resolved, as two of the folders may be one, or one may lie in the other.
                 runs.setdefault(place.resolve(), RunRecord(place, sweeps[place]))
@@ -102,6 +102,11 @@ def _is_run(place: Path, subfolders: list[str], files: list[str], sweep: Path | 
         return True
     is_bare = not subfolders and set(files) <= {".lock"}
     return is_bare and (sweep is not None or is_stamped(place))
+
+
+def is_sweep_folder(folder: Path) -> bool:
+    """Whether a folder holds a sweep, by its ledger."""
+    return (folder / LEDGER).is_file()
 
 
 def find_run(words: Sequence[str], command: str) -> RunRecord:
@@ -120,13 +125,13 @@ def open_run(
 
     count: of the runs that the command takes; of_sweep: what to type for a sweep.
     """
-    if (folder / "sweep.jsonl").is_file():
+    if is_sweep_folder(folder):
         advice = of_sweep.format(quote(folder))
         raise RequestError(f"{folder} is a sweep, and dlrun {command} takes {count}; {advice}")
     if _is_run_folder(folder):
         # A job of a sweep lies in the sweep's folder, or one below if several sweeps are one.
         above = (folder.absolute().parent, folder.absolute().parent.parent)
-        sweep = next((place for place in above if (place / "sweep.jsonl").is_file()), None)
+        sweep = next((place for place in above if is_sweep_folder(place)), None)
         if sweep is not None and not folder.is_absolute():
             sweep = Path(os.path.relpath(sweep))
         return RunRecord(folder, sweep)

@@ -28,6 +28,8 @@ STATUSES = ("running", *ENDED, "empty", "damaged")
 RESULT = "result.json"
 ENVIRONMENT = "environment.json"
 METRICS = "metrics.jsonl"
+# A folder with this file is that of a sweep.
+LEDGER = "sweep.jsonl"
 CONFIG = ".hydra/config.yaml"
 OVERRIDES = ".hydra/overrides.yaml"
 HYDRA = ".hydra/hydra.yaml"
@@ -36,6 +38,8 @@ FINGERPRINTS = "fingerprints.jsonl"
 END_SUFFIX = ".end"
 # A folder with one of these files is a run folder.
 MARKS = {ENVIRONMENT, RESULT, METRICS}
+# Bytes at the end of metrics.jsonl that surely hold its last row.
+_TAIL = 4096
 
 T = TypeVar("T")
 # A predicate on values, and what it accepts in words.
@@ -250,6 +254,20 @@ def parse_line(name: str, line: bytes) -> dict[str, Any]:
     return values
 
 
+def read_last_row(folder: Path) -> dict[str, Any]:
+    """Read the last whole row of a run that may be training, without the others; empty if there is none yet."""
+    try:
+        with (folder / METRICS).open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - _TAIL))
+            # What follows the last newline is a row that is just being written.
+            lines = file.read().split(b"\n")[:-1]
+        return parse_line(METRICS, lines[-1]) if lines else {}
+    # A display must not fail: the run itself reports damaged files.
+    except (OSError, ValueError):
+        return {}
+
+
 def replace_none_with_nan(rows: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
     """Return rows with NaN for None: JSON has null for values that are not finite."""
     return [_replace_none(row) for row in rows]
@@ -315,6 +333,11 @@ class RunRecord:
             if name in names:
                 return message
         return ""
+
+    def read_files(self, *names: str) -> None:
+        """Read these properties now, so that `damage` names their files if they are damaged."""
+        for name in names:
+            getattr(self, name)
 
     def _read(self, name: str, read: Callable[[Path], T], otherwise: T) -> T:
         try:
@@ -419,10 +442,7 @@ class RunRecord:
     @cached_property
     def recorded_status(self) -> str:
         """The status according to the files; "interrupted" if the run was killed after it had started."""
-        # Read these files, so that `damage` knows about them.
-        for name in ("result", "environment", "choices"):
-            getattr(self, name)
-
+        self.read_files("result", "environment", "choices")
         if "status" in self.result and not self.damage:
             return str(self.result["status"])
         has_started = self.has_checkpoints or bool(self.rows)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dlrun.config import compose, request
+from dlrun.config.overrides import get_key
 from dlrun.config.request import Request
 from dlrun.config.schema import NOT_IDENTITY, strip_permission_words
 from dlrun.core.errors import RequestError
@@ -12,8 +13,10 @@ from dlrun.core.own_code import find_own_modules
 from dlrun.core.shell import quote, suggest_command
 from dlrun.experiment import resume
 from dlrun.runs import folder as run_folder
-from dlrun.sweep.jobs import Job, parse_key
-from dlrun.sweep.ledger import NAME, Ledger
+from dlrun.runs.query import is_sweep_folder
+from dlrun.runs.record import LEDGER
+from dlrun.sweep.jobs import Job
+from dlrun.sweep.ledger import Ledger
 
 # Keys that a search is resumed with as they were.
 _FIXED_IN_SEARCH = ("sweep.search", "sweep.seeds", "sweep.objectives", "sweep.pruner", "sweep.points")
@@ -51,8 +54,8 @@ def _open_ledger(folder: Path, words: Sequence[str]) -> Ledger:
     # Hidden files are the lock, or half a file, of a sweep that was killed as it began.
     if not folder.exists() or (folder.is_dir() and all(path.match(".*") for path in folder.iterdir())):
         return Ledger(folder)
-    if not (folder / NAME).is_file():
-        raise RequestError(f"{folder} holds something, but no sweep ({NAME}); type sweep.dir=<a new folder>")
+    if not is_sweep_folder(folder):
+        raise RequestError(f"{folder} holds something, but no sweep ({LEDGER}); type sweep.dir=<a new folder>")
 
     ledger = Ledger.read(folder)
     difference = _describe_difference(ledger.words, words)
@@ -95,7 +98,7 @@ def read_fixed_words(words: Sequence[str]) -> dict[str, str]:
     """By key, the overrides that distinguish sweeps; an empty text for a key that is swept over."""
     fixed_words = {}
     for word in compose.select_overrides(words):
-        key = parse_key(word)
+        key = get_key(word)
         if key.split(".")[0] not in NOT_IDENTITY or key == "sweep.points":
             fixed_words[key] = "" if compose.has_several_values(word) else word
     return fixed_words
@@ -103,10 +106,10 @@ def read_fixed_words(words: Sequence[str]) -> dict[str, str]:
 
 def merge_words(before: Sequence[str], more: Sequence[str]) -> list[str]:
     """The overrides of a command line, replaced or extended by `more`; without those of Hydra itself."""
-    keys = {parse_key(word) for word in more}
+    keys = {get_key(word) for word in more}
     words = []
     for word in compose.select_overrides(before):
-        key = parse_key(word)
+        key = get_key(word)
         if key not in keys and not key.startswith("hydra"):
             words.append(word)
     return [*words, *more]
@@ -126,7 +129,7 @@ def read_requests(words: Sequence[str]) -> list[Request]:
     flags = [word for word in words if word not in overrides]
     settings = []
     for word in overrides:
-        key = parse_key(word)
+        key = get_key(word)
         if key.split(".")[0] in NOT_IDENTITY and key != "sweep.points":
             settings.append(word)
     new_words = [word for word in overrides if word not in settings]
@@ -195,7 +198,7 @@ def _read_search(
     RequestError for words that would make it another search.
     """
     for word in (*new_words, *settings):
-        if word in new_words or parse_key(word) in _FIXED_IN_SEARCH:
+        if word in new_words or get_key(word) in _FIXED_IN_SEARCH:
             raise RequestError(
                 f"{word} would make it another search, which takes a sweep.dir of its own; leave it out, "
                 "or type sweep.trials=<more> to make this one longer"
@@ -205,7 +208,7 @@ def _read_search(
     # A longer search stays as long as it was made last.
     words = strip_permission_words(ledger.words)
     for extension in ledger.extensions:
-        words = merge_words(words, [word for word in extension if parse_key(word) == "sweep.trials"])
+        words = merge_words(words, [word for word in extension if get_key(word) == "sweep.trials"])
     words = merge_words(words, strip_permission_words(settings))
     refuse_evaluation(words, settings)
 
@@ -226,8 +229,8 @@ def refuse_other_search(ledger: Ledger, words: Sequence[str]) -> None:
     if not ledger.trials:
         raise RequestError(f"{ledger.folder} holds a sweep that is no search; type another sweep.dir")
 
-    before = {parse_key(word): word for word in compose.select_overrides(ledger.words)}
-    now = {parse_key(word): word for word in compose.select_overrides(words)}
+    before = {get_key(word): word for word in compose.select_overrides(ledger.words)}
+    now = {get_key(word): word for word in compose.select_overrides(words)}
     for key in sorted({*before, *now}):
         old_word = before.get(key, "")
         new_word = now.get(key, "")

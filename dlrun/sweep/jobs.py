@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dlrun.config.compose import PRESETS
+from dlrun.config.overrides import get_key
 from dlrun.config.request import Request
 from dlrun.config.schema import hash_config
 from dlrun.core.errors import RequestError
@@ -18,9 +20,6 @@ from dlrun.core.own_code import find_own_modules
 if TYPE_CHECKING:
     # It imports torch, which lists of sweeps do not need.
     from dlrun.experiment.callbacks.pruning import Pruner
-
-# Jobs with different presets may differ in keys that config_hash leaves out.
-_PRESETS = ("lesson", "experiment", "debug")
 
 
 @dataclass
@@ -55,9 +54,10 @@ def compute_identity(job: Job, varying: set[str]) -> str:
     varying: the overrides that not all jobs have.
     """
     request = job.request
-    extras = [f"{preset}={request.choices[preset]}" for preset in _PRESETS if preset in request.choices]
+    # Jobs with different presets may differ in keys that config_hash leaves out.
+    extras = [f"{preset}={request.choices[preset]}" for preset in PRESETS if preset in request.choices]
     for word in request.overrides:
-        if word in varying and parse_key(word).split(".")[0] == "device":
+        if word in varying and get_key(word).split(".")[0] == "device":
             extras.append(word)
     if request.group is not None:
         extras.append(f"of {' '.join(_drop_extra(request))}")
@@ -66,11 +66,6 @@ def compute_identity(job: Job, varying: set[str]) -> str:
     if not extras:
         return digest
     return hashlib.sha256(json.dumps([digest, *extras]).encode()).hexdigest()
-
-
-def parse_key(word: str) -> str:
-    """The config key of an override: "optimizer.lr" of "+optimizer.lr=0.1"."""
-    return word.partition("=")[0].lstrip("+~")
 
 
 def build_jobs(requests: Sequence[Request], sweep: Path) -> list[Job]:
@@ -107,7 +102,7 @@ def build_jobs(requests: Sequence[Request], sweep: Path) -> list[Job]:
     varying = set[str]()
     if len(requests) > 1:
         varying = varying.union(*(request.overrides for request in requests)) - common_words
-    varied_keys = sorted({parse_key(word) for word in varying})
+    varied_keys = sorted({get_key(word) for word in varying})
     for job in jobs:
         job.request = replace(job.request, varied=varied_keys)
         job.key = job.key or compute_identity(job, varying)

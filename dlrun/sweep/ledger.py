@@ -26,6 +26,7 @@ from dlrun.runs.record import (
     CONFIG_MAPPING,
     COUNT,
     ENDED,
+    LEDGER,
     NAMED_TEXTS,
     NUMBER,
     PLACE,
@@ -38,7 +39,6 @@ from dlrun.runs.record import (
 )
 from dlrun.sweep.jobs import Job
 
-NAME = "sweep.jsonl"
 VERSION = 1
 # A pruned run is done as far as its sweep goes.
 DONE = ("completed", "early_stopped", "pruned")
@@ -105,7 +105,7 @@ class Ledger:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.path = folder / NAME
+        self.path = folder / LEDGER
         # The command line that began the sweep.
         self.words: list[str] = []
         # The command lines that added jobs.

@@ -9,6 +9,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from dlrun.config import schema
+from dlrun.config.overrides import get_key
 from dlrun.config.settings import read_settings
 from dlrun.core.errors import ErrorList, MultipleErrors, RequestError, UnavailableError
 from dlrun.core.library_warnings import divert_warnings
@@ -16,7 +17,7 @@ from dlrun.engine.device import count_cores
 from dlrun.experiment.context import RunContext
 from dlrun.experiment.setup import enter_device_session, prepare
 from dlrun.runs.reports.console import Console, format_clock, format_facts
-from dlrun.sweep.jobs import Job, has_own_code, parse_key
+from dlrun.sweep.jobs import Job, has_own_code
 from dlrun.sweep.process_engine import Parallel
 
 
@@ -175,7 +176,7 @@ def print_plan(
 
 def _is_part_of_setting(word: str) -> bool:
     """Whether an override is part of a setting: not the seed, nor what config_hash leaves out except the device."""
-    key = parse_key(word)
+    key = get_key(word)
     is_in_identity = key.split(".")[0] not in schema.NOT_IDENTITY
     return key != "seed" and (is_in_identity or key.startswith("device"))
 

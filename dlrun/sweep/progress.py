@@ -6,7 +6,6 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.live import Live
@@ -14,15 +13,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from dlrun.runs.record import METRICS, RunRecord, parse_line
+from dlrun.runs.record import RunRecord, read_last_row
 from dlrun.runs.reports.console import Console, build_table, format_clock, format_number
 from dlrun.sweep.engines import Outcome
 from dlrun.sweep.jobs import Job
 
 # Rows of the live table, which must fit on a screen.
 _MOST_ROWS = 12
-# Bytes at the end of metrics.jsonl that surely hold its last row.
-_TAIL = 4096
 _COLUMNS = ("job", "running", "epoch", "metric", "time")
 
 
@@ -114,7 +111,7 @@ class Display:
         return Group(head, build_table(_COLUMNS, rows[:_MOST_ROWS], left=2))
 
     def _make_row(self, job: Job, seconds: float) -> tuple[str, ...]:
-        row = _read_last_row(job.folder)
+        row = read_last_row(job.folder)
 
         epoch = ""
         if row:
@@ -148,20 +145,6 @@ def estimate_seconds_left(mean: float, elapsed: Sequence[float], waiting: int, a
     for _ in range(waiting):
         heapq.heapreplace(slot_ends, slot_ends[0] + mean)
     return max(slot_ends)
-
-
-def _read_last_row(folder: Path) -> dict[str, Any]:
-    """The last whole row of a run's metrics; empty if there is none yet."""
-    try:
-        with (folder / METRICS).open("rb") as file:
-            file.seek(0, 2)
-            file.seek(max(0, file.tell() - _TAIL))
-            # What follows the last newline is a row that is just being written.
-            lines = file.read().split(b"\n")[:-1]
-        return parse_line(METRICS, lines[-1]) if lines else {}
-    # A display must not fail: the run itself reports damaged files.
-    except (OSError, ValueError):
-        return {}
 
 
 def _describe_result(folder: Path) -> tuple[str, str]:

@@ -12,7 +12,7 @@ import torch
 
 from dlrun.core import lock, signals
 from dlrun.core.errors import DlrunError
-from dlrun.core.search_path import SAFE, SAFE_FOR_CHILD
+from dlrun.core.search_path import drop_child_flag
 from dlrun.sweep.attempts import Attempt, RemoteJob, open_attempt, write_progress
 from dlrun.sweep.continuation import prepare_job
 from dlrun.sweep.engines import Outcome, Watcher, run_request
@@ -35,9 +35,7 @@ def run_remote_job(remote: RemoteJob) -> int | str:
     if not remote.file.is_file() or not remote.working_directory.is_dir():
         return f"{socket.gethostname()} does not see {remote.file.parent.parent}"
 
-    # The flag is for this process, not for processes that the job may start.
-    if os.environ.get(SAFE) == SAFE_FOR_CHILD:
-        del os.environ[SAFE]
+    drop_child_flag()
     os.chdir(remote.working_directory)
     if str(remote.working_directory) not in sys.path:
         sys.path.append(str(remote.working_directory))

@@ -20,7 +20,7 @@ from dlrun.core.shell import suggest_command
 from dlrun.engine.device import count_cores
 from dlrun.experiment.builder import data_cache
 from dlrun.experiment.late_pictures import draw_finished, draw_losses
-from dlrun.runs.record import RunRecord
+from dlrun.runs.record import LEDGER, RunRecord
 from dlrun.runs.reports.console import Console, format_facts
 from dlrun.runs.reports.plots import fonts
 from dlrun.sweep import clusters
@@ -395,7 +395,7 @@ class Watcher:
     def on_job_start(self, job: Job) -> None:
         """Show the job and record it as running."""
         self.display.add_running(job)
-        with self.disk_problems.tolerate("sweep.jsonl", again=False):
+        with self.disk_problems.tolerate(LEDGER, again=False):
             self.ledger.record_status(job.key, "running")
 
     def on_job_end(self, job: Job, outcome: Outcome) -> bool:
@@ -414,7 +414,7 @@ class Watcher:
             self.errors[job.key] = outcome.error
             self.is_stopping = self.fail_fast
 
-        with self.disk_problems.tolerate("sweep.jsonl", again=False):
+        with self.disk_problems.tolerate(LEDGER, again=False):
             self.ledger.record_status(job.key, status, outcome.error, round(seconds, 3))
         return not self.is_stopping
 

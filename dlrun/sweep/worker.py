@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection
 import torch
 
 from dlrun.core import signals
-from dlrun.core.search_path import SAFE, SAFE_FOR_CHILD
+from dlrun.core.search_path import drop_child_flag
 from dlrun.experiment.builder import data_cache
 from dlrun.sweep.engines import Outcome, run_unit
 from dlrun.sweep.jobs import Job
@@ -22,9 +22,7 @@ def run_in_process(unit: Unit, results: Connection, threads: int) -> None:
     # Leave the terminal's process group: Ctrl-C reaches the sweep, which signals each job once.
     os.setpgid(0, 0)
 
-    # The flag is for this process, not for processes that the job may start.
-    if os.environ.get(SAFE) == SAFE_FOR_CHILD:
-        del os.environ[SAFE]
+    drop_child_flag()
 
     # The sweep may be killed hard, so that it can signal no one.
     threading.Thread(target=_exit_with_parent, daemon=True).start()

@@ -8,9 +8,10 @@ import pytest
 
 from dlrun.config.request import Request
 from dlrun.core.errors import RequestError
+from dlrun.runs.record import LEDGER
 from dlrun.sweep.continuation import choose_folder, merge_words, read_fixed_words
 from dlrun.sweep.jobs import build_jobs
-from dlrun.sweep.ledger import NAME, Ledger
+from dlrun.sweep.ledger import Ledger
 
 BEGUN = ("-m", "data=blobs", "optimizer.lr=0.1,0.2", "seed=0,1")
 
@@ -74,13 +75,13 @@ def test_more_values_and_other_ways_to_run_are_the_same_sweep(words: Sequence[st
     ],
 )
 def test_another_sweep_is_refused(words: Sequence[str], why: str | None, sweep: Path) -> None:
-    before = (sweep / NAME).read_bytes()
+    before = (sweep / LEDGER).read_bytes()
     if why is None:
         choose_folder([request(words, sweep, sweep)])
     else:
         with pytest.raises(RequestError, match=re.escape(f"holds another sweep ({why}); type another sweep.dir")):
             choose_folder([request(words, sweep, sweep)])
-    assert (sweep / NAME).read_bytes() == before
+    assert (sweep / LEDGER).read_bytes() == before
 
 
 @pytest.mark.parametrize("name", ["result.json", "notes.txt", "sweep.jsonl.bak", "0_seed=0/metrics.jsonl"])
@@ -104,7 +105,7 @@ def test_an_empty_folder_is_taken_and_a_file_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("words", [("resume", "x"), BEGUN])
 def test_a_ledger_that_is_damaged_is_refused(words: Sequence[str], sweep: Path) -> None:
-    (sweep / NAME).write_bytes((sweep / NAME).read_bytes()[:-3])
+    (sweep / LEDGER).write_bytes((sweep / LEDGER).read_bytes()[:-3])
     with pytest.raises(RequestError, match=r"sweep\.jsonl is cut short or damaged in line 3"):
         choose_folder([request(words, None if words[0] == "resume" else sweep, sweep)])
 

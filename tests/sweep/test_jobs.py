@@ -12,9 +12,10 @@ from hydra.core.hydra_config import HydraConfig
 
 from dlrun.config import compose, request
 from dlrun.config.composer import Composer
+from dlrun.config.overrides import get_key
 from dlrun.config.request import Request
 from dlrun.config.schema import CONFIG_DIR, hash_config
-from dlrun.sweep.jobs import Job, build_jobs, compute_identity, drop_duplicates, parse_key
+from dlrun.sweep.jobs import Job, build_jobs, compute_identity, drop_duplicates
 
 SWEEP = Path("sweep")
 EMPTY: dict[str, Any] = {"seed": 0, "data": {}, "model": {}, "task": {}, "trainer": {}}
@@ -150,4 +151,4 @@ def test_equal_jobs_are_made_once(lines: tuple[str, ...], positions: list[int], 
 
 @pytest.mark.parametrize("word", ["seed=1", "+seed=1", "++seed=1", "~seed=1", "~seed"])
 def test_the_key_of_a_word(word: str) -> None:
-    assert parse_key(word) == "seed"
+    assert get_key(word) == "seed"

@@ -10,8 +10,9 @@ import pytest
 
 from dlrun.config.request import Request
 from dlrun.core.errors import RequestError
+from dlrun.runs.record import LEDGER
 from dlrun.sweep.jobs import Job
-from dlrun.sweep.ledger import NAME, Ledger
+from dlrun.sweep.ledger import Ledger
 
 WORDS = ["-m", "seed=0,1"]
 
@@ -69,7 +70,7 @@ def test_a_ledger_cut_anywhere_is_a_sentence_or_an_earlier_ledger(half_ledger: L
             assert length in ends, length
             complete_ends.add((length, len(outcome.entries)))
         else:
-            assert NAME in outcome, length
+            assert LEDGER in outcome, length
             assert "\n" not in outcome, length
     lines = content.splitlines(keepends=True)
     line_starts = [i for i in range(len(lines)) if (sum(map(len, lines[:i])), 2) in complete_ends]
@@ -97,7 +98,7 @@ def test_a_flipped_bit_is_a_sentence_or_leaves_a_ledger_of_the_right_types(half_
         half_ledger.path.write_bytes(flipped)
         outcome = read_or_why(half_ledger.folder)
         if isinstance(outcome, str):
-            assert NAME in outcome
+            assert LEDGER in outcome
             refused += 1
         else:
             assert all(isinstance(e.number, int) and isinstance(e.config, dict) for e in outcome.entries.values())
@@ -124,15 +125,15 @@ def test_a_flipped_bit_is_a_sentence_or_leaves_a_ledger_of_the_right_types(half_
     ],
 )
 def test_other_files_of_that_name_are_refused(content: bytes, tmp_path: Path) -> None:
-    (tmp_path / NAME).write_bytes(content)
-    with pytest.raises(RequestError, match=NAME):
+    (tmp_path / LEDGER).write_bytes(content)
+    with pytest.raises(RequestError, match=LEDGER):
         Ledger.read(tmp_path)
 
 
 def test_no_ledger_and_a_folder_of_that_name(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"sweep\.jsonl cannot be read"):
         Ledger.read(tmp_path)
-    (tmp_path / NAME).mkdir()
+    (tmp_path / LEDGER).mkdir()
     with pytest.raises(RequestError, match=r"sweep\.jsonl cannot be read"):
         Ledger.read(tmp_path)
 
@@ -147,7 +148,7 @@ def test_jobs_are_added_all_or_none(half_ledger: Ledger, monkeypatch: pytest.Mon
     with pytest.raises(OSError, match="No space"):
         half_ledger.add([job(half_ledger.folder, 3), job(half_ledger.folder, 4)], WORDS)
     assert half_ledger.path.read_bytes() == before
-    assert [path.name for path in half_ledger.folder.iterdir()] == [NAME]
+    assert [path.name for path in half_ledger.folder.iterdir()] == [LEDGER]
     assert len(Ledger.read(half_ledger.folder).entries) == 3
 
 

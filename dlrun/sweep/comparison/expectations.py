@@ -143,10 +143,7 @@ def _render_markdown(lines: Sequence[tuple[str, CheckResult]]) -> str:
 
 def _find_problem(run: RunRecord) -> str:
     """What is missing or damaged of a run's result and metrics; "" if nothing is."""
-    # Reading a file notes its damage in the record.
-    for name in ("result", "rows"):
-        getattr(run, name)
-
+    run.read_files("result", "rows")
     if run.damage:
         return run.damage[0]
     if not run.result:

@@ -14,8 +14,8 @@ from dlrun.runs.reports.plots import canvas
 from dlrun.sweep.comparison.ranking import Comparison, Ranking, Setting
 from dlrun.sweep.comparison.settings import (
     format_value,
+    is_finite_number,
     is_logarithmic,
-    is_number,
     shorten_keys,
     sort_values,
     to_key,
@@ -127,7 +127,7 @@ def draw_metric_over(ranking: Ranking, key: str) -> "Figure":
     # The settings come best first, and so do the lines.
     lines: dict[str, list[Setting]] = {}
     for setting in ranking.usable_settings:
-        if is_number(setting.values[key]):
+        if is_finite_number(setting.values[key]):
             combination = to_key([setting.values[other] for other in other_keys])
             lines.setdefault(combination, []).append(setting)
 
@@ -281,7 +281,7 @@ def _list_values(settings: Sequence[Setting], key: str) -> list[Any]:
 
 
 def _list_numbers(ranking: Ranking, key: str) -> list[float]:
-    return [value for value in _list_values(ranking.usable_settings, key) if is_number(value)]
+    return [value for value in _list_values(ranking.usable_settings, key) if is_finite_number(value)]
 
 
 def _stack_curves(setting: Setting, metric: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

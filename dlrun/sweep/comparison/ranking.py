@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from dlrun.config.compose import PRESETS
 from dlrun.core.errors import RequestError
 from dlrun.engine.metric_names import find_task
 from dlrun.runs.record import RESULT, RunRecord, to_number
 from dlrun.sweep.comparison.settings import find_varying_keys, format_value, get_value, group_runs, shorten_keys
 from dlrun.sweep.comparison.statistics import Estimate, estimate
-
-_PRESETS = ("lesson", "experiment", "debug")
 
 
 @dataclass(frozen=True)
@@ -172,7 +171,7 @@ def _select_newest(runs: Sequence[RunRecord]) -> tuple[list[RunRecord], list[str
     """Of each experiment the newest usable run, else the newest; and a note if others repeat it."""
     repeats: dict[tuple[str, ...], list[RunRecord]] = {}
     for run in runs:
-        presets = [f"{preset}={run.choices.get(preset)}" for preset in _PRESETS]
+        presets = [f"{preset}={run.choices.get(preset)}" for preset in PRESETS]
         # config_hash leaves presets and the device out, though a sweep may vary them.
         devices = sorted(word for word in run.overrides if word.lstrip("+").startswith("device"))
         repeats.setdefault((run.result["config_hash"], *presets, *devices), []).append(run)
@@ -294,11 +293,7 @@ def _list_damage(runs: Sequence[RunRecord]) -> list[str]:
     """Damage of optional files, which does not keep a run from being compared."""
     damage = []
     for run in runs:
-        # Reading a file notes its damage in the record.
-        for name in ("environment", "rows"):
-            getattr(run, name)
-
-    for run in runs:
+        run.read_files("environment", "rows")
         damage += run.damage
     return damage
 

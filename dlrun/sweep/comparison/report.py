@@ -12,6 +12,7 @@ from dlrun.core.inside import refuse_outside
 from dlrun.core.output_format import format_json
 from dlrun.core.terminal import write_out
 from dlrun.runs import folder as run_folder
+from dlrun.runs.query import is_sweep_folder
 from dlrun.runs.record import RunRecord
 from dlrun.runs.reports.console import Console, format_facts
 from dlrun.runs.reports.plots import fonts
@@ -48,7 +49,7 @@ def compare_runs(words: Sequence[str], format: str = "table") -> int:
     print_comparison(comparison, console)
 
     # Of a sweep the comparison replaces the one that the sweep itself has written.
-    if len(places) == 1 and (places[0] / "sweep.jsonl").is_file():
+    if len(places) == 1 and is_sweep_folder(places[0]):
         folder = places[0]
     else:
         folder = run_folder.create_folder(outputs / "comparisons", f"{len(comparison.runs)}_runs")

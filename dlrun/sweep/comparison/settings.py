@@ -44,7 +44,7 @@ def find_varying_keys(runs: Sequence[RunRecord]) -> list[str]:
     """
     overridden = dict[str, None]()
     for run in runs:
-        overridden |= dict.fromkeys(_parse_key(word) for word in run.overrides)
+        overridden |= dict.fromkeys(_find_compared_key(word) for word in run.overrides)
     overridden.pop("", None)
 
     # An override that all runs have is no column.
@@ -71,8 +71,8 @@ def group_runs(runs: Iterable[RunRecord], keys: Sequence[str]) -> list[list[RunR
     return list(groups.values())
 
 
-def _parse_key(word: str) -> str:
-    """The key of an override; "" for the seed, and for keys that are no part of an experiment."""
+def _find_compared_key(word: str) -> str:
+    """The key of an override that gets a column; "" for the seed, and for keys that are no part of an experiment."""
     # "~key=value" deletes a key, so that no config has it and it never differs.
     key = word.partition("=")[0].lstrip("+")
     is_no_result = key.split(".")[0] in _NO_RESULT or key in _NO_RESULT_KEYS
@@ -91,7 +91,7 @@ def _is_implied_by_option(runs: Sequence[RunRecord], key: str, keys: Sequence[st
 
 
 def _has_override(run: RunRecord, key: str) -> bool:
-    return any(_parse_key(word) == key for word in run.overrides)
+    return any(_find_compared_key(word) == key for word in run.overrides)
 
 
 def _count_values(runs: Sequence[RunRecord], key: str) -> int:
@@ -143,7 +143,7 @@ def truncate(text: str, longest: int) -> str:
     return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
-def is_number(value: Any) -> bool:
+def is_finite_number(value: Any) -> bool:
     """Whether a value has a place on an axis."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -151,8 +151,8 @@ def is_number(value: Any) -> bool:
 def sort_values(values: Iterable[Any]) -> list[Any]:
     """The distinct values: numbers by size, then the others in their order."""
     distinct = list({to_key(value): value for value in values}.values())
-    numbers = sorted(value for value in distinct if is_number(value))
-    return [*numbers, *(value for value in distinct if not is_number(value))]
+    numbers = sorted(value for value in distinct if is_finite_number(value))
+    return [*numbers, *(value for value in distinct if not is_finite_number(value))]
 
 
 def is_logarithmic(values: Sequence[float]) -> bool:

@@ -25,10 +25,7 @@ def check_run(run: RunRecord, failures: Failures) -> bool:
 
 def _find_problem(run: RunRecord) -> str:
     """What is missing or damaged of the files that a comparison reads; "" if nothing is."""
-    # Reading a file notes its damage in the record.
-    for name in ("result", "config", "choices", "overrides"):
-        getattr(run, name)
-
+    run.read_files("result", "config", "choices", "overrides")
     damage = run.find_damage((RESULT, CONFIG, OVERRIDES, HYDRA))
     if damage:
         return damage

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from dlrun.sweep.comparison.ranking import Comparison, Ranking, Setting
-from dlrun.sweep.comparison.settings import format_value, is_logarithmic, is_number, sort_values
+from dlrun.sweep.comparison.settings import format_value, is_finite_number, is_logarithmic, sort_values
 from dlrun.sweep.comparison.statistics import FEWEST, estimate_difference
 from dlrun.sweep.comparison.table import format_estimate, format_metric
 
@@ -118,9 +118,9 @@ def _find_edges(ranking: Ranking) -> list[str]:
     hints = []
     for key in ranking.keys:
         values = sort_values(setting.values[key] for setting in ranking.settings)
-        numbers = [value for value in values if is_number(value)]
+        numbers = [value for value in values if is_finite_number(value)]
         best = ranking.usable_settings[0].values[key]
-        if len(numbers) < 3 or best not in (numbers[0], numbers[-1]) or not is_number(best):
+        if len(numbers) < 3 or best not in (numbers[0], numbers[-1]) or not is_finite_number(best):
             continue
 
         further = _extrapolate(numbers, up=best == numbers[-1])
