@@ -68,8 +68,8 @@ def skip_garbage_collection() -> Iterator[None]:
         atexit.register(gc.unfreeze)
 
 
-def call(place: str, *, on_saved_run: bool = False, failure: str = "") -> Callable[..., None]:
-    """The callback that imports the function "module:name" and calls it with the words and the options.
+def _call_function(place: str, *, on_saved_run: bool = False, failure: str = "") -> Callable[..., None]:
+    """Make the callback that imports the function "module:name" and calls it with the words and the options.
 
     on_saved_run: whether the words after the first are overrides of a saved config; failure: the message of the
     RunError for a result that is not 0.
@@ -95,8 +95,8 @@ def call(place: str, *, on_saved_run: bool = False, failure: str = "") -> Callab
     return callback
 
 
-def compose(*command: str) -> Callable[[tuple[str, ...]], list["Request"]]:
-    """The callback that composes the runs of a command that trains."""
+def _compose_runs(*command: str) -> Callable[[tuple[str, ...]], list["Request"]]:
+    """Make the callback that composes the runs of a command that trains."""
 
     def callback(words: tuple[str, ...]) -> list["Request"]:
         from dlrun.experiment import requests
@@ -106,14 +106,14 @@ def compose(*command: str) -> Callable[[tuple[str, ...]], list["Request"]]:
     return callback
 
 
-def resume(words: tuple[str, ...]) -> list["Request"]:
+def _resume_runs(words: tuple[str, ...]) -> list["Request"]:
     """Read the run or the sweep that is to be resumed."""
     if words and words[0] and is_sweep_folder(Path(words[0])):
         from dlrun.sweep import continuation
 
         return continuation.read_requests(words)
 
-    return compose("resume")(words)
+    return _compose_runs("resume")(words)
 
 
 def _print_completion_script(words: tuple[str, ...]) -> None:
@@ -122,7 +122,7 @@ def _print_completion_script(words: tuple[str, ...]) -> None:
         raise RequestError(
             f'which shell? type eval "$(dlrun completion bash)", or one of {", ".join(completion.SHELLS)}'
         )
-    write_out(completion.make(words[0], DLRUN).source().strip())
+    write_out(completion.make_completion(words[0], DLRUN).source().strip())
     sys.stdout.flush()
 
 
@@ -168,7 +168,7 @@ def _list_query_options() -> list[click.Option]:
 
 _TRAIN = Command(
     "train",
-    compose(),
+    _compose_runs(),
     usage="[COMMAND] [group=option ...] [key=value ...]",
     about="Train a choice of data × model × optimizer × device, and record it. A command's options are typed as "
     "--format json or as format=json.",
@@ -199,7 +199,7 @@ _TRAIN = Command(
 
 _RESUME = Command(
     "resume",
-    resume,
+    _resume_runs,
     usage="RUN|SWEEP [key=value ...]",
     about="Continue a run or a sweep, or train longer. An interrupted run goes on as if it had never been stopped. Of "
     "a sweep, what is not finished is trained, and points that the words add.",
@@ -216,7 +216,7 @@ _RESUME = Command(
 
 _EVAL = Command(
     "eval",
-    call("dlrun.inference.evaluate:evaluate", on_saved_run=True),
+    _call_function("dlrun.inference.evaluate:evaluate", on_saved_run=True),
     usage="RUN_OR_CHECKPOINT [key=value ...]",
     about="Evaluate saved weights. Prints metrics beside those of the training and of the trivial answer, classes and "
     "calibration. Everything is written to RUN/eval/, with a row for each prediction.",
@@ -228,7 +228,7 @@ _EVAL = Command(
 
 _PREDICT = Command(
     "predict",
-    call("dlrun.inference.predict.command:predict", on_saved_run=True),
+    _call_function("dlrun.inference.predict.command:predict", on_saved_run=True),
     usage="RUN_OR_CHECKPOINT INPUT ... [key=value ...]",
     about="Predict images, folders, names, CSV rows. Each has a row: class and probability, or value. An input that "
     "cannot be read gets a row with its error.",
@@ -249,7 +249,7 @@ _PREDICT = Command(
 
 _EXPORT = Command(
     "export",
-    call("dlrun.inference.export.command:export", on_saved_run=True),
+    _call_function("dlrun.inference.export.command:export", on_saved_run=True),
     usage="RUN_OR_CHECKPOINT [key=value ...]",
     about="Write the model for use elsewhere. It is checked against torch, and lies in RUN/export/. format=python "
     "writes the whole training as one plain PyTorch file.",
@@ -264,7 +264,7 @@ _EXPORT = Command(
 
 _COMPARE = Command(
     "compare",
-    call("dlrun.sweep.comparison.report:compare_runs"),
+    _call_function("dlrun.sweep.comparison.report:compare_runs"),
     usage="DIR ...",
     about="Compare finished runs. Prints a table with mean and spread over seeds beside the trivial answer, and "
     "verdicts; writes pictures and a page. The comparison of a single sweep is written into the sweep's folder. As "
@@ -280,7 +280,7 @@ _COMPARE = Command(
 
 _DIFF = Command(
     "diff",
-    call("dlrun.cli.diff:diff_runs"),
+    _call_function("dlrun.cli.diff:diff_runs"),
     usage="RUN RUN",
     about="Show how two runs differ. Compares config, machine, versions, the epoch at which their weights part, "
     "results.",
@@ -292,7 +292,7 @@ _DIFF = Command(
 
 _SHOW = Command(
     "show",
-    call("dlrun.cli.show:show_run"),
+    _call_function("dlrun.cli.show:show_run"),
     usage="RUN",
     about="Show one run, and what can follow it. Prints name, tags and notes, status and times, the settings that are "
     "not the defaults and what set them, metrics of the best and the last epoch, files, warnings, and the commands "
@@ -305,7 +305,7 @@ _SHOW = Command(
 
 _WATCH = Command(
     "watch",
-    call("dlrun.cli.watch:watch"),
+    _call_function("dlrun.cli.watch:watch"),
     usage="RUN",
     about="Follow a run that is training. Prints its epochs as they come, then its result. Exits with 1 if it failed, "
     "with 130 if it was interrupted. Ctrl-C ends the watching and leaves the run alone. A run that does not train is "
@@ -317,7 +317,7 @@ _WATCH = Command(
 
 _RERUN = Command(
     "rerun",
-    compose("rerun"),
+    _compose_runs("rerun"),
     usage="RUN [key=value ...]",
     about="Train a run's choices anew, with changes. Its overrides are composed into a new run, which names its "
     "parent in environment.json and result.json. A folder of config files is typed again: --config-dir DIR.",
@@ -330,7 +330,7 @@ _RERUN = Command(
 def _check(name: str, function: str, about: str, example: str, failure: str = "", words: Rows = ()) -> Command:
     return Command(
         name,
-        call(f"dlrun.experiment.checks.{function}", failure=failure),
+        _call_function(f"dlrun.experiment.checks.{function}", failure=failure),
         usage="[key=value ...]",
         about=about,
         words=[_KEYS, *words],
@@ -343,7 +343,7 @@ _CHECK = Group(
     "check",
     Command(
         "all",
-        call("dlrun.cli.check:check"),
+        _call_function("dlrun.cli.check:check"),
         usage="[COMMAND] [key=value ...]",
         about="Report all that is wrong, without training. Also the memory and disk that a choice needs; the commands "
         "measure something about it.",
@@ -383,7 +383,7 @@ _LS = Group(
     "ls",
     Command(
         "groups",
-        call("dlrun.cli.list_groups:list_options"),
+        _call_function("dlrun.cli.list_groups:list_options"),
         usage="[GROUP ...] | runs",
         about="List what can be chosen, or what was run.",
         words=[("GROUP", "data, model, optimizer, ... (default: all of them)")],
@@ -394,7 +394,7 @@ _LS = Group(
     [
         Command(
             "runs",
-            call("dlrun.cli.list_runs:list_runs"),
+            _call_function("dlrun.cli.list_runs:list_runs"),
             usage="[FOLDER ...] [FILTER ...]",
             about="List what was run, newest first. A filter is a key, one of = != < <= > >=, and a value; in a shell "
             "it is quoted for the sake of < and >. A metric is that of the last epoch, on the test split that of the "
@@ -412,7 +412,7 @@ _LS = Group(
 
 _CLEAN = Command(
     "clean",
-    call("dlrun.cli.clean:clean"),
+    _call_function("dlrun.cli.clean:clean"),
     usage="[FOLDER ...] [FILTER ...]",
     about="Remove failed and empty runs, after showing them. Nothing outside of paths.outputs is removed, and no run "
     "under way.",
@@ -432,7 +432,7 @@ _CLEAN = Command(
 
 _NEW = Command(
     "new",
-    call("dlrun.cli.new:create_project"),
+    _call_function("dlrun.cli.new:create_project"),
     usage="DIR",
     about="Write a small project of your own. It has a model, data, a callback, experiments and tests, and trains at "
     "once: `dlrun experiment=first` in its folder.",
@@ -442,7 +442,7 @@ _NEW = Command(
 
 _HELP = Command(
     "help",
-    call("dlrun.cli.pages:show_page"),
+    _call_function("dlrun.cli.pages:show_page"),
     usage="[TOPIC]",
     about="Show a page of the documentation, or list the pages.",
     words=[("TOPIC", "a page, such as quickstart, sweeps or configuration (default: the list)")],

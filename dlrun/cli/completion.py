@@ -131,17 +131,17 @@ complete --no-files --keep-order --command dlrun --arguments "(_dlrun)"
 SHELLS: dict[str, type[LineComplete]] = {"bash": Bash, "zsh": Zsh, "fish": Fish}
 
 
-def make(shell: str, command: click.Command) -> LineComplete:
+def make_completion(shell: str, command: click.Command) -> LineComplete:
     """The completion of a command in a shell."""
     return SHELLS[shell](command, {}, "dlrun", VARIABLE)
 
 
-def answer(command: click.Command) -> None:
+def print_suggestions(command: click.Command) -> None:
     """Print suggestions for the shell that asks; nothing for a line that cannot be completed."""
     shell = os.environ[VARIABLE].partition("_")[0]
     # An error message amid the user's typing would help nobody.
     with contextlib.suppress(OSError, ValueError, KeyError, IndexError, DlrunError):
-        text = make(shell, command).complete()
+        text = make_completion(shell, command).complete()
         if text:
             write_out(text)
 

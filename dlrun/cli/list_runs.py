@@ -52,12 +52,12 @@ def list_runs(words: Sequence[str], format: str, sort: str | None, limit: int | 
         sys.stdout.flush()
         return
 
-    units = group_runs(selection, runs)
+    list_lines = make_lines(selection, runs)
     for sweep in dict.fromkeys(run.sweep for run in runs if run.sweep and _is_named(run.sweep, selection.places)):
         on_cluster = describe_states(sweep)
         if on_cluster:
             write_error(f"note: jobs of {sweep} in Slurm: {on_cluster}")
-    if not units:
+    if not list_lines:
         message = "no run matches" if selection.filters else "there is no run"
         places = ", ".join(map(str, selection.places or [selection.outputs]))
         write_out(f"{message} in {escape_line(places)}")
@@ -65,9 +65,9 @@ def list_runs(words: Sequence[str], format: str, sort: str | None, limit: int | 
 
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     key = selection.find_value_to_show()
-    lines = [unit.list_cells(key) for unit in units]
+    lines = [line.list_cells(key) for line in list_lines]
     headers = ["value" if key and header == "best" else header for header in _HEADERS]
-    tags = [unit.tags for unit in units]
+    tags = [line.tags for line in list_lines]
     if any(tags):
         headers.insert(-1, TAGS)
         for (_, cells), text in zip(lines, tags, strict=True):
@@ -77,7 +77,7 @@ def list_runs(words: Sequence[str], format: str, sort: str | None, limit: int | 
 
 
 @dataclass(frozen=True)
-class Unit:
+class ListLine:
     """A line of the list: a run, or a sweep with its runs."""
 
     runs: list[RunRecord]
@@ -95,28 +95,28 @@ class Unit:
         return self.runs[0].folder, list_cells(self.runs[0], key)
 
 
-def group_runs(selection: Query, runs: Sequence[RunRecord]) -> list[Unit]:
+def make_lines(selection: Query, runs: Sequence[RunRecord]) -> list[ListLine]:
     """The lines of the list: runs of a sweep as one, unless a filter, an order or the sweep's folder is given.
 
     runs: those that match, newest first.
     """
     if selection.filters or selection.sort:
-        return [Unit([run]) for run in selection.sort_and_cut(runs)]
+        return [ListLine([run]) for run in selection.sort_and_cut(runs)]
 
     by_sweep: dict[Path, list[RunRecord]] = {}
-    units = []
+    lines = []
     for run in runs:
         if run.sweep is None or _is_named(run.sweep, selection.places):
-            units.append(Unit([run]))
+            lines.append(ListLine([run]))
             continue
 
         # A sweep is listed at the place of its newest run.
         if run.sweep not in by_sweep:
             by_sweep[run.sweep] = []
-            units.append(Unit(by_sweep[run.sweep], run.sweep))
+            lines.append(ListLine(by_sweep[run.sweep], run.sweep))
         by_sweep[run.sweep].append(run)
     # A sweep counts as one.
-    return units[: selection.last][: selection.limit]
+    return lines[: selection.last][: selection.limit]
 
 
 def describe_run(run: RunRecord) -> dict[str, Any]:

@@ -28,7 +28,7 @@ _MOST_ECHOED = 200
 def main() -> int:
     """Run one command line; returns the exit code: 0 done, 1 a run failed, 2 a wrong request, above 128 stopped."""
     if completion.VARIABLE in os.environ:
-        completion.answer(DLRUN)
+        completion.print_suggestions(DLRUN)
         return 0
 
     # -v may stand anywhere, and Hydra does not know it.

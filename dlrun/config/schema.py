@@ -273,7 +273,7 @@ class PathsConfig:
     outputs: str = "outputs"
 
 
-# Keys of data sets that came later, by target, with their defaults: older runs stay the same runs.
+# Keys that were added to data sets later, by target, with their defaults: older runs keep their hash.
 _LATER_DATA_KEYS: dict[str, dict[str, Any]] = {
     "dlrun.data.arrays.arrays": {"layout": None, "infer_classes": True},
     "dlrun.data.folders.image_folder": {
@@ -362,10 +362,10 @@ def hash_config(plain: dict[str, Any]) -> str:
     identity["model"] = _strip_later_keys(identity["model"])
 
     not_identity = ("log_every_steps", "profile", "progress")
-    # Runs of before these keys are the same runs.
+    # Runs saved before these keys existed are the same runs.
     identity["task"] = {key: value for key, value in identity["task"].items() if key == "loss" or value is not None}
     identity["trainer"] = {key: value for key, value in identity["trainer"].items() if key not in not_identity}
-    # Runs of before these keys were there keep their hash.
+    # Runs saved before this key existed keep their hash.
     checkpoint = identity.get("checkpoint", {})
     if "every_seconds" in checkpoint and checkpoint["every_seconds"] is None:
         identity["checkpoint"] = {key: value for key, value in checkpoint.items() if key != "every_seconds"}
@@ -385,7 +385,7 @@ def _strip_later_data_keys(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _strip_later_keys(model: dict[str, Any]) -> dict[str, Any]:
-    """The model's block without keys at their default that came later, so that older runs stay the same runs."""
+    """The model's block without keys at their default that came later, so that older runs keep their hash."""
     # These nets had the key from the beginning.
     if model.get("freeze") is None and model.get("_target_") != "dlrun.models.pretrained.Torchvision":
         return {key: value for key, value in model.items() if key != "freeze"}

@@ -170,12 +170,11 @@ def _read_unsplit_if_unseen(saved_model: SavedModel) -> SavedModel | None:
     if str(saved_model.settings.data.target) not in _FILE_TARGETS:
         return None
 
-    overrides = saved_model.request.overrides
-    unsplit = replace(saved_model, settings=build.disable_splitting(saved_model.settings, overrides))
+    settings = build.disable_splitting(saved_model.settings, saved_model.request.overrides)
+    unsplit = replace(saved_model, settings=settings)
     if not saved_model.state:
         # A full model does not record its training data: only data named by the command line count as unseen.
-        names_data = any(word.lstrip("+").startswith("data") for word in overrides)
-        return unsplit if names_data else None
+        return unsplit if saved_model.is_data_named else None
 
     preprocessing = saved_model.state["spec"].get("preprocessing")
     hash_files = _HASHES.get(str(saved_model.settings.data.target))

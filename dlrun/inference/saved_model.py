@@ -63,6 +63,11 @@ class SavedModel:
         return folder if (folder / ".hydra").is_dir() else None
 
     @property
+    def is_data_named(self) -> bool:
+        """Whether this command line names the data, or one of their keys."""
+        return any(word.lstrip("+").startswith("data") for word in self.request.overrides)
+
+    @property
     def spec(self) -> DataSpec:
         """Data that the model was trained for. A full model does not record it, so there it is that of the data."""
         return DataSpec.from_dict(self.state["spec"]) if self.state else self.splits.spec

@@ -90,14 +90,16 @@ def write_progress(file: Path, values: dict[str, Any]) -> None:
 
 
 def read_progress(file: Path) -> Progress:
-    """What the lines of an attempt's file come to; of a job that was queued again, its newest try counts."""
+    """How far an attempt has come, by the lines of its file; of a job that was queued again, the newest try counts."""
     progress = Progress()
     try:
         for line in read_bytes(file, _LARGEST).split(b"\n")[:-1]:
             values = parse_line(line)
-            began, code, error = values.get("began"), values.get("code"), values.get("error")
-            if isinstance(began, int):
-                progress = Progress(began)
+            process = values.get("began")
+            code = values.get("code")
+            error = values.get("error")
+            if isinstance(process, int):
+                progress = Progress(process)
             elif isinstance(code, int):
                 progress = Progress(progress.process, code, None if error is None else escape_line(str(error)))
     except (OSError, ValueError, DamageError):

@@ -14,7 +14,7 @@ _NAMES = ("ray", "slurm")
 
 def is_remote(settings: Mapping[str, Any]) -> bool:
     """Whether jobs run on a cluster; settings: the sweep's. RequestError for what a cluster cannot do."""
-    # Sweeps of before this key was there ran on one machine.
+    # Sweeps that were begun before this key existed ran on one machine.
     name = settings.get("engine", "local")
     if name not in _NAMES:
         return False

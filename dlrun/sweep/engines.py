@@ -127,10 +127,11 @@ def _run_stack(unit: Unit, file: Path, report: Report, note: Callable[[str], Non
             run = prepare_run(replace(job.request, key=job.key), prepared.take(job), preflight)
         except (Exception, SystemExit) as error:
             # The user's own code may raise anything. What a finished run raises now is no news.
-            is_open = job.key in open_keys
-            open_keys.discard(job.key)
-            if is_open and not report(job, _make_outcome(job.request, error)):
-                return 0
+            if job.key in open_keys:
+                open_keys.discard(job.key)
+                is_continuing = report(job, _make_outcome(job.request, error))
+                if not is_continuing:
+                    return 0
             continue
 
         obstacle = choice.find_obstacle(run.context) or choice.find_difference(runs, run)

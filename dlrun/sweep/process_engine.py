@@ -99,7 +99,8 @@ class Parallel:
                     sources += [child.results for child in running if not child.results.closed]
                     connection.wait(sources, timeout=_POLL_SECONDS)
                     for child in running:
-                        if not _receive(child, watcher) and not sent_signal:
+                        is_continuing = _receive(child, watcher)
+                        if not is_continuing and not sent_signal:
                             waiting.clear()
 
                     # Signal each job once, so that it saves its state: a second signal would end it at once.

@@ -148,7 +148,7 @@ class Remote(ABC):
                         # Withdrawn in time: it stays pending.
                         continue
 
-                    outcome = self._judge(attempt, reason, stop.signal_number, watcher)
+                    outcome = self._find_outcome(attempt, reason, stop.signal_number, watcher)
                     if outcome is None:
                         waiting.insert(0, attempt.job)
                         continue
@@ -156,7 +156,7 @@ class Remote(ABC):
                     is_continuing &= watcher.on_job_end(attempt.job, outcome)
         return signals.get_signal_exit_code(stop.signal_number) if stop() else 0
 
-    def _judge(self, attempt: Attempt, reason: str, stop_signal: int, watcher: Watcher) -> Outcome | None:
+    def _find_outcome(self, attempt: Attempt, reason: str, stop_signal: int, watcher: Watcher) -> Outcome | None:
         """The outcome of an attempt that has ended; None if the job is to be run again.
 
         reason: why it may have ended without a word; "" if this machine cannot run it.
@@ -165,7 +165,7 @@ class Remote(ABC):
         is_stopped = attempt.stop_time is not None
         if progress.code is not None:
             outcome = Outcome(progress.code, progress.error)
-            # Else its machine is taken away, or somebody else has sent a signal.
+            # Otherwise its machine was taken away, or somebody else has sent a signal.
             if is_stopped or not outcome.is_interrupted:
                 return outcome
         elif is_stopped:

@@ -45,12 +45,13 @@ def run(requests: Sequence[Request]) -> int:
     settings = requests[0].config
     sweep_settings = settings["sweep"]
     at_once = read_job_count(sweep_settings["jobs"])
-    # Sweeps of before this key was there are resumed as they were begun.
+    # Sweeps that were begun before this key existed are resumed as they were begun.
     stack_mode = sweep_settings.get("stack", "off")
     is_remote = clusters.is_remote(sweep_settings)
     if is_remote:
         # What a stack gains is measured on this machine, and says nothing of the cluster's.
-        at_once, stack_mode = 1, "off"
+        at_once = 1
+        stack_mode = "off"
 
     # Names, folders and keys of the jobs; nothing is written yet.
     folder, ledger = choose_folder(requests)
@@ -93,7 +94,9 @@ def run(requests: Sequence[Request]) -> int:
         place = f"on {sweep_settings['engine'].capitalize()}" if is_remote else ""
         if is_remote and unfinished and not sweep_settings["dry_run"]:
             cluster = resources.enter_context(contextlib.closing(clusters.open_cluster(sweep_settings, folder)))
-            engine, at_once, place = cluster, cluster.count_at_once(len(unfinished)), cluster.describe()
+            engine = cluster
+            at_once = cluster.count_at_once(len(unfinished))
+            place = cluster.describe()
 
         if not sweep_settings["dry_run"]:
             claim_folder(resources.enter_context(Lock()), ledger, jobs, requests[0].words)
@@ -130,9 +133,10 @@ def run(requests: Sequence[Request]) -> int:
 
         # Nothing is compared after an interruption: the sweep is to be resumed first.
         is_as_expected = False
-        # The runs are on the disk by now: a full one must not make the sweep fail without a word on them.
-        with watcher.disk_problems.tolerate("the comparison", again=False):
-            is_as_expected = bool(code) or conclude(console, ledger, jobs, watcher, runs_here)
+        if not code:
+            # The runs are on the disk by now: a full one must not make the sweep fail without a word on them.
+            with watcher.disk_problems.tolerate("the comparison", again=False):
+                is_as_expected = conclude(console, ledger, jobs, watcher, runs_here)
 
     if code:
         console.say(f"resume it: {format_resume_command(folder, jobs)}")

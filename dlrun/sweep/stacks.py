@@ -98,7 +98,7 @@ def plan_stacks(jobs: Sequence[Job], mode: str, folder: Path, prepared: Prepared
     for group in groups.values():
         if mode == "off" or len(group) < (FEWEST if mode == "auto" else 2):
             continue
-        size, note = _judge(group, mode, prepared)
+        size, note = _choose_stack_size(group, mode, prepared)
         notes.append(note)
         for begin in range(0, len(group) if size > 1 else 0, size):
             members = group[begin : begin + size]
@@ -114,7 +114,7 @@ def _name_file(jobs: Sequence[Job]) -> str:
     return _FILES.replace("*", digest[:12])
 
 
-def _judge(group: Sequence[Job], mode: str, prepared: PreparedJobs) -> tuple[int, str]:
+def _choose_stack_size(group: Sequence[Job], mode: str, prepared: PreparedJobs) -> tuple[int, str]:
     """How many jobs of a group train together, 1 for none, and the line that says why."""
     count = len(group)
     if has_own_code(group[0]):

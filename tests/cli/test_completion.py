@@ -46,7 +46,7 @@ SWEEP = "outputs/multirun/2026-11-21/05-00-00"
 def complete_line(shell: str, line: str) -> list[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COMP_WORDS", line)
-        return completion.make(shell, DLRUN).complete().splitlines()
+        return completion.make_completion(shell, DLRUN).complete().splitlines()
 
 
 @pytest.mark.parametrize(

@@ -36,12 +36,11 @@ class Example:
 
 def choose_rows(saved_model: SavedModel) -> tuple[str, Batches]:
     """Return a name for messages and batches: the held-out part, or random rows if the data are not here."""
-    names_data = any(word.lstrip("+").startswith("data") for word in saved_model.request.overrides)
     try:
         name, batches, _ = saved_model.load_held_out()
     except DataError:
         # Data that the command line names must be there, and only the data describe a full model.
-        if names_data or not saved_model.state:
+        if saved_model.is_data_named or not saved_model.state:
             raise
         return "random rows, as the data are not here", _draw_random_rows(saved_model.spec)
     return f"rows of {name}", batches

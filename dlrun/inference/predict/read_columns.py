@@ -111,11 +111,11 @@ class ColumnsReader(RowReader):
         return choose_separator(Path(word), text, [])
 
     def _read_file(self, path: Path) -> Iterator[Item]:
-        """Rows of a file that is read whole."""
+        """Yield the rows of a file that is read whole."""
         file = read_file(path, TextFormat(decimal=self.preprocessing.decimal))
         table = file.table
         match = self._match(list(table.names), table.has_header)
-        self._tell(str(path), match)
+        self._print_notes(str(path), match)
         for line, cells in zip(table.lines, zip(*table.columns, strict=True), strict=True):
             yield self._make_item(f"{path}:{line}", list(cells), match)
 
@@ -129,7 +129,7 @@ class ColumnsReader(RowReader):
             # The first line with content decides what the columns are.
             if match is None:
                 match = self._detect(cells)
-                self._tell(word, match)
+                self._print_notes(word, match)
                 if match.has_header:
                     continue
 
@@ -162,7 +162,7 @@ class ColumnsReader(RowReader):
             return match_by_name(self.preprocessing, names)
         return match_by_position(self.preprocessing, len(names), has_header)
 
-    def _tell(self, word: str, match: Match) -> None:
+    def _print_notes(self, word: str, match: Match) -> None:
         for note in match.notes:
             write_error(f"dlrun: note: {'standard input' if word == STDIN else word}: {note}")
 

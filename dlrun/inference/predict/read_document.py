@@ -32,9 +32,9 @@ class DocumentReader:
         self.tokenizer = Tokenizer.from_plain(spec.preprocessing, spec.vocabulary)
         self.columns = [str(name) for name in spec.preprocessing["text_columns"]]
         # A file was a text in training, or a line was.
-        self.is_of_files = bool(spec.preprocessing["is_folder"])
+        self.reads_files_whole = bool(spec.preprocessing["is_folder"])
         self.text_format = TextFormat(unescape_separator(separator), encoding=encoding)
-        texts = "text files" if self.is_of_files else "text files with one a line"
+        texts = "text files" if self.reads_files_whole else "text files with one a line"
         self.accepted_inputs = f"texts, {texts}, tables with the column {', '.join(self.columns)}, and - for lines"
 
     def read_items(self, word: str) -> Iterator[Item]:
@@ -64,7 +64,7 @@ class DocumentReader:
     def _read_file(self, word: str) -> Iterator[Item]:
         if word.lower().endswith(_TABLES):
             yield from self._read_table(Path(word))
-        elif self.is_of_files:
+        elif self.reads_files_whole:
             # The folder that a text lies in may be its class.
             folder = Path(word).absolute().parent.name
             label = folder if folder in self.spec.class_names else None

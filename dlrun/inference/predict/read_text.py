@@ -26,7 +26,7 @@ class TextReader:
     def __init__(self, spec: DataSpec) -> None:
         self.spec = spec
         self.longest = spec.input_shape[0]
-        self.is_of_names = spec.vocabulary == names.VOCABULARY
+        self.reads_names = spec.vocabulary == names.VOCABULARY
         self.has_words = any(len(entry) > 1 for entry in spec.vocabulary)
         # An empty entry is padding and stands for no token.
         self.codes = {token: code for code, token in enumerate(spec.vocabulary) if token}
@@ -54,14 +54,14 @@ class TextReader:
     def prepare(self, item: Item) -> Prepared:
         """Encode a text, with a note if letters were replaced or if it is longer than any in training."""
         text: str = item.content
-        codes = self._encode_name(text) if self.is_of_names else self._encode_tokens(text)
+        codes = self._encode_name(text) if self.reads_names else self._encode_tokens(text)
         # Far longer texts are files named by mistake, and would widen the whole batch.
         limit = max(10 * self.longest, 1000)
         if len(codes) > limit:
             raise DataError(f"it has {len(codes):,} letters, and the longest in training {self.longest}; shorten it")
 
         notes = []
-        if self.is_of_names:
+        if self.reads_names:
             # The codes of names are ASCII.
             encoded_text = "".join(map(chr, codes.tolist()))
             if encoded_text != text.strip():

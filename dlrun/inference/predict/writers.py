@@ -242,7 +242,7 @@ class JsonWriter:
         for key, text in (("note", answer.note), ("error", answer.error), ("where", answer.where)):
             if text:
                 record[key] = text
-        write_out(format_json(record))
+        write_out(_format_json_line(record))
 
     def close(self) -> None:
         """Flush stdout, so that errors of a full disk or a closed pipe surface here."""
@@ -257,7 +257,7 @@ class _EscapedStdout:
         write_out(line.removesuffix("\n"))
 
 
-def format_json(values: dict[str, Any]) -> str:
+def _format_json_line(values: dict[str, Any]) -> str:
     """Format as JSON on one line, readable in any language, with control characters as \\uXXXX."""
     return escape_json(json.dumps(values, ensure_ascii=False))
 
