@@ -19,6 +19,9 @@ from dlrun.runs.loggers.channels import Channel, make_channel
 from dlrun.runs.loggers.tensorboard import TensorBoardLogger
 from dlrun.runs.record import METRICS, RunRecord
 
+# Refuses NaN and infinities.
+_STRICT_JSON = json.JSONEncoder(allow_nan=False)
+
 
 class RunLogger(Callback):
     """Append a row an epoch to metrics.jsonl, and log scalars, text and pictures to the chosen loggers."""
@@ -98,8 +101,7 @@ class RunLogger(Callback):
 
     def _write_row(self, row: dict[str, float], timings: dict[str, float]) -> None:
         self.rows.append(replace_infinite(row))
-        line = json.dumps({key: _to_json_number(value) for key, value in row.items()})
-        self.file.write(line + "\n")
+        self.file.write(_format_row(row) + "\n")
         self.file.flush()
         self.log_step(int(row["step"]), row | {f"time/{key}": value for key, value in timings.items()})
 
@@ -223,7 +225,17 @@ def read_rows(folder: Path) -> list[dict[str, float]]:
 
 def replace_infinite(row: dict[str, float]) -> dict[str, float]:
     """A row as metrics.jsonl gives it when it is read again: with NaN for all that is not finite."""
+    if all(map(math.isfinite, row.values())):
+        return dict(row)
     return {key: value if math.isfinite(value) else math.nan for key, value in row.items()}
+
+
+def _format_row(row: dict[str, float]) -> str:
+    try:
+        return _STRICT_JSON.encode(row)
+    except (ValueError, TypeError):
+        # Numbers that are not finite, or of NumPy or torch.
+        return json.dumps({key: _to_json_number(value) for key, value in row.items()})
 
 
 def _to_json_number(value: Any) -> float | None:

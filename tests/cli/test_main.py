@@ -159,3 +159,26 @@ def test_checks_and_what_they_refuse(dlrun: Callable, words: tuple[str, ...], co
     assert done.code == code
     assert message in done.out + done.err
     assert "Traceback" not in done.err
+
+
+ENDING = """
+import atexit, sys, types
+from dlrun.cli import main
+
+class Loud:
+    def __del__(self):
+        print("freed")
+
+loud = Loud()
+loud.itself = loud
+sys.modules["torch"] = types.ModuleType("torch")
+atexit.register(print, "at exit")
+main.main = lambda: print("said", end=" ") or 3
+sys.exit(main.run())
+"""
+
+
+def test_the_process_ends_without_freeing_all_that_it_holds() -> None:
+    process = subprocess.run([sys.executable, "-c", ENDING], capture_output=True, text=True)
+    assert process.returncode == 3, process.stderr
+    assert process.stdout == "said at exit\n"

@@ -1,5 +1,6 @@
 """TensorBoard's event files in the run folder: scalars, text, pictures, histograms and the graph."""
 
+import functools
 import math
 import shlex
 import time
@@ -40,12 +41,31 @@ class _FileWriter(FileWriter):
         self.event_writer = events
 
 
+@functools.cache
+def _list_bins() -> list[float]:
+    """The bounds 0 and ±1e-12 × 1.1^i below 1e20, which each writer of torch lists anew, for longer than it logs."""
+    bounds = []
+    value = 1e-12
+    while value < 1e20:
+        bounds.append(value)
+        value *= 1.1
+    return [*(-bound for bound in reversed(bounds)), 0, *bounds]
+
+
 class _SummaryWriter(SummaryWriter):
     """torch's SummaryWriter over one EventFile of dlrun."""
 
     def __init__(self, events: EventFile) -> None:
         self.events = events
-        super().__init__(str(events.file.path.parent))
+        # Deliberately without super().__init__.
+        self.log_dir = str(events.file.path.parent)
+        self.file_writer = self.all_writers = None
+        self._get_file_writer()
+
+    @property
+    def default_bins(self) -> list[float]:  # type: ignore[override]
+        """The bounds of histograms."""
+        return _list_bins()
 
     def _get_file_writer(self) -> Any:
         writer: Any = _FileWriter(self.events)
