@@ -37,7 +37,7 @@ def finish(
     folder = recording.folder
     run_logger = recording.run_logger
     checkpoints = recording.checkpoints
-    unsaved = recording.disk_problems
+    disk_problems = recording.disk_problems
     # From here on events go into a file of their own, which a resumed run drops.
     run_logger.start_final_events()
     # Hash and measure the weights of the last step, before the best ones replace them.
@@ -61,7 +61,7 @@ def finish(
         outputs = FinalOutputs(context, test_outputs)
 
         if context.settings.checkpoint.format == "full":
-            with unsaved.tolerate("model.pt", again=False):
+            with disk_problems.tolerate("model.pt", again=False):
                 measured |= export_model(context, checkpoints)
         context.notes.extend(results.diagnose(context, rows, metrics, outputs))
         if context.settings.tracking.simple_models:
@@ -69,7 +69,7 @@ def finish(
             context.notes.extend(notes)
 
         if has_figures:
-            with unsaved.tolerate("figures", again=False), time_as("figures"):
+            with disk_problems.tolerate("figures", again=False), time_as("figures"):
                 figures.draw_all(context, folder, run_logger, outputs)
             context.notes.extend(fonts.describe_missing_letters())
         context.notes.extend(results.log_end(context, metrics, run_logger))
@@ -88,9 +88,9 @@ def finish(
         result["expected"] = results.check_expectations(context, result, folder)
 
     if has_figures:
-        with unsaved.tolerate("report.html", again=False):
+        with disk_problems.tolerate("report.html", again=False):
             html.write_report(context, folder, result, rows)
-    with unsaved.tolerate(RESULT, again=False):
+    with disk_problems.tolerate(RESULT, again=False):
         write_json(folder / RESULT, result)
     return result
 

@@ -27,8 +27,8 @@ from dlrun.runs.reports.plots import canvas, loss
 def draw_finished(request: Request, disk_problems: DiskProblems) -> Path:
     """Draw the figures and the graph of a finished run from its best weights, and write its report.html.
 
-    request: that of the run, in its folder; returns the path of the page. The result and the checkpoints stay as they
-    are. DlrunError if the run cannot be built or opened again; the user's own code may raise anything.
+    request: the run's own, with its folder. Returns the path of the page; result and checkpoints are left as they are.
+    DlrunError if the run cannot be built or opened again; the user's own code may raise anything.
     """
     folder = request.folder
     assert folder is not None
@@ -36,24 +36,24 @@ def draw_finished(request: Request, disk_problems: DiskProblems) -> Path:
     settings = read_settings(request.config, request.choices, problems).decide_pictures(is_alone=True)
 
     with contextlib.ExitStack() as stack:
-        # The run itself has reported them.
+        # The run itself has reported these warnings.
         stack.enter_context(divert_warnings(lambda text: None))
         stack.callback(workers.end_workers)
         stack.enter_context(lock.Lock()).take(folder)
-        process = enter_device_session(stack, settings, problems)
+        runtime = enter_device_session(stack, settings, problems)
         finished = replace(request, continues=True)
-        context = prepare_resumed(settings, process, finished, problems)
+        context = prepare_resumed(settings, runtime, finished, problems)
 
-        # The way of the training and its numbers are those of the last checkpoint, the weights those of the best.
+        # Counters and history come from the last checkpoint, the weights from the best one.
         restore_checkpoint(finished, context)
         best = folder / "checkpoints" / "best.pt"
         if best.exists():
             context.state.use_weights(checkpoint.load(best))
 
         # Like a run's own end, events and all: a resumed run drops them and draws anew.
-        boards = {name: logger for name, logger in context.loggers.items() if type(logger) is TensorBoardLogger}
+        tensorboards = {name: logger for name, logger in context.loggers.items() if type(logger) is TensorBoardLogger}
         logged_run = LoggedRun(folder=folder, is_ended=True, disk_problems=disk_problems)
-        with disk_problems.tolerate("figures", again=False), open_logger(logged_run, boards) as run_logger:
+        with disk_problems.tolerate("figures", again=False), open_logger(logged_run, tensorboards) as run_logger:
             figures.draw_all(context, folder, run_logger, FinalOutputs(context, None))
             results.log_graph(context, run_logger)
 
@@ -64,7 +64,7 @@ def draw_finished(request: Request, disk_problems: DiskProblems) -> Path:
 
 
 def draw_losses(folder: Path) -> None:
-    """Draw figures/loss.png of a run that has failed, from the epochs that it has recorded; nothing below two."""
+    """Draw figures/loss.png of a failed run from the epochs that it has recorded, if there are two or more."""
     if not (folder / METRICS).is_file():
         return
     rows = RunRecord(folder).history

@@ -10,7 +10,7 @@ from dlrun.runs.record import RunRecord
 def add_notes(context: RunContext, request: Request) -> None:
     """Note what the request says, and what of it has no effect."""
     settings = context.settings
-    process = context.runtime
+    runtime = context.runtime
     typed = read_typed_words(request)
     in_files = read_keys_in_files(request)
     context.notes.extend(request.notes)
@@ -18,10 +18,10 @@ def add_notes(context: RunContext, request: Request) -> None:
         # A resumed run says what the run left alone says of its own command line.
         context.notes.extend(unheeded.find_repeated(RunRecord(request.folder).overrides))
     context.notes.extend(ignored.find_without_effect(context, request, typed, in_files))
-    if settings.device.tf32 is not None and process.device.type != "cuda":
-        context.notes.append(f"device.tf32 is for cuda, and changes nothing on {process.device}")
-    batches_per_step = process.batches_per_step
-    world_size = process.ranks.world_size
+    if settings.device.tf32 is not None and runtime.device.type != "cuda":
+        context.notes.append(f"device.tf32 is for cuda, and changes nothing on {runtime.device}")
+    batches_per_step = runtime.batches_per_step
+    world_size = runtime.ranks.world_size
     if batches_per_step > 1 or world_size > 1:
         rows = settings.data.keys.batch_size
         processes = "1 process" if world_size == 1 else f"{world_size} processes"

@@ -31,33 +31,33 @@ from dlrun.runs.reports.console import format_number
 _MOST_WINDOWS = 5_000
 
 
-def compute_baseline(task: Objective, splits: Splits) -> dict[str, float]:
+def compute_baseline(objective: Objective, splits: Splits) -> dict[str, float]:
     """Metrics of the trivial answer, the training split's mean or majority class, on every split.
 
     Of series the trivial forecast, which repeats what a window ends with. Empty where a dataset of the user's own has
     no `targets`.
     """
     if is_series(splits.spec) and not splits.spec.reconstructs:
-        return _score_naive_forecasts(task, splits)
+        return _score_naive_forecasts(objective, splits)
     train = get_valid_targets(splits.train, splits.spec)
     metrics: dict[str, float] = {}
     for name, part in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
         targets = get_valid_targets(part, splits.spec)
         if train is not None and targets is not None:
-            metrics |= {f"{name}/{key}": value for key, value in task.compute_baseline(train, targets).items()}
+            metrics |= {f"{name}/{key}": value for key, value in objective.compute_baseline(train, targets).items()}
     return metrics
 
 
-def _score_naive_forecasts(task: Objective, splits: Splits) -> dict[str, float]:
+def _score_naive_forecasts(objective: Objective, splits: Splits) -> dict[str, float]:
     metrics: dict[str, float] = {}
     for name, part in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
         if part is not None:
-            scores = score_naive_forecast(task, part, splits.spec)
+            scores = score_naive_forecast(objective, part, splits.spec)
             metrics |= {f"{name}/{key}": value for key, value in scores.items()}
     return metrics
 
 
-def score_naive_forecast(task: Objective, part: Part, spec: DataSpec) -> dict[str, float]:
+def score_naive_forecast(objective: Objective, part: Part, spec: DataSpec) -> dict[str, float]:
     """Metrics of the trivial forecast on the windows of a part; of one that is not in memory, on some of them."""
     if isinstance(part, Split):
         x = part.inputs[0]
@@ -71,7 +71,7 @@ def score_naive_forecast(task: Objective, part: Part, spec: DataSpec) -> dict[st
         x = torch.stack(list(map(torch.as_tensor, inputs_of_rows)))
         targets = torch.stack(list(map(torch.as_tensor, targets_of_rows)))
 
-    return task.score_outputs(task.scale_values(forecast_naively(spec, x)), targets.double())
+    return objective.score_outputs(objective.scale_values(forecast_naively(spec, x)), targets.double())
 
 
 def compare_naive_forecasts(context: RunContext, metrics: Mapping[str, float]) -> str:

@@ -24,9 +24,7 @@ from dlrun.data.augmentation import BatchMix
 from dlrun.data.batches import Batch, Batches, EpochOrder, MemoryBatches, Placement, SplitBatches
 from dlrun.data.files import download
 from dlrun.data.spec import DataSpec, Split, Splits
-from dlrun.engine import device as runtime
-from dlrun.engine import evaluation, plain
-from dlrun.engine import trainer as loop
+from dlrun.engine import device, evaluation, plain
 from dlrun.engine.device import Runtime
 from dlrun.engine.distributed import SINGLE_PROCESS, Distributed
 from dlrun.engine.objective import Objective
@@ -35,6 +33,7 @@ from dlrun.engine.optim.ema import ExponentialMovingAverage
 from dlrun.engine.optim.schedule import Schedule
 from dlrun.engine.preserve import preserve_state, restore_attributes
 from dlrun.engine.state import TrainState
+from dlrun.engine.trainer import requires_closure
 from dlrun.experiment import probes, request_notes, result, sharding
 from dlrun.experiment.builder import build, data_cache, objectives, transfer
 from dlrun.experiment.builder.balance import find_balance_notes
@@ -58,22 +57,22 @@ def prepare_run(request: Request, stack: ExitStack, ranks: Distributed, folder_l
 
     # A run that began with several processes is resumed by one with as many batches a step.
     batches_per_step = request.processes or ranks.world_size
-    process = enter_device_session(stack, settings, problems, ranks, batches_per_step)
+    runtime = enter_device_session(stack, settings, problems, ranks, batches_per_step)
 
     # Lock the folder before anything in it is read.
     if request.folder is not None and request.folder.is_dir() and not ranks.rank:
         folder_lock.take(request.folder)
 
     if request.continues:
-        context = prepare_resumed(settings, process, request, problems)
+        context = prepare_resumed(settings, runtime, request, problems)
     else:
-        context = prepare(settings, process, request.trusted_modules, problems)
+        context = prepare(settings, runtime, request.trusted_modules, problems)
 
     request_notes.add_notes(context, request)
     return context
 
 
-def prepare_resumed(settings: Settings, process: Runtime, request: Request, problems: ErrorList) -> RunContext:
+def prepare_resumed(settings: Settings, runtime: Runtime, request: Request, problems: ErrorList) -> RunContext:
     """Prepare a resumed run: its checkpoint holds the weights, so no file of initial weights is read."""
     arguments = settings.model.arguments
     has_trained_weights = arguments.get("weights") is not None or arguments.get("pretrained") is True
@@ -81,7 +80,7 @@ def prepare_resumed(settings: Settings, process: Runtime, request: Request, prob
     without_init = dataclasses.replace(settings, init_from=None)
 
     with skip_trained_weights():
-        context = prepare(without_init, process, request.trusted_modules, problems)
+        context = prepare(without_init, runtime, request.trusted_modules, problems)
 
     # The weights that gave the first predictions are not here.
     if began_elsewhere:
@@ -98,18 +97,18 @@ def enter_device_session(
 ) -> Runtime:
     """Open the requested device until `stack` closes.
 
-    Where that is not possible it is noted in `problems`, and a CPU is opened to check everything else on.
+    If that fails, `problems` gets the reason, and a CPU is opened to check everything else on.
     """
     seed = settings.seed
-    session = runtime.device_session(settings.device, seed, ranks, batches_per_step)
-    process = problems.collect(stack.enter_context, session)
-    if process is not None:
-        return process
-    return stack.enter_context(runtime.device_session(DeviceConfig(name="cpu"), seed, ranks, batches_per_step))
+    session = device.device_session(settings.device, seed, ranks, batches_per_step)
+    runtime = problems.collect(stack.enter_context, session)
+    if runtime is not None:
+        return runtime
+    return stack.enter_context(device.device_session(DeviceConfig(name="cpu"), seed, ranks, batches_per_step))
 
 
 def prepare(
-    settings: Settings, process: Runtime, trusted_modules: list[str] | None, problems: ErrorList | None = None
+    settings: Settings, runtime: Runtime, trusted_modules: list[str] | None, problems: ErrorList | None = None
 ) -> RunContext:
     """Build everything and send one small batch through the model; a RequestError lists all that does not fit.
 
@@ -117,14 +116,14 @@ def prepare(
     """
     problems = ErrorList() if problems is None else problems
     try:
-        return _build_context(settings, process, trusted_modules, problems)
+        return _build_context(settings, runtime, trusted_modules, problems)
     except Exception as error:
         # The user's own code may raise anything, and memory may run out anywhere.
         death = workers.explain_death(error)
         if death is not None:
             raise death from error
-        if runtime.is_out_of_memory(error):
-            raise RequestError(memory.explain_out_of_memory(settings, str(process.device))) from error
+        if device.is_out_of_memory(error):
+            raise RequestError(memory.explain_out_of_memory(settings, str(runtime.device))) from error
         explanation = user_code.explain(error)
         if explanation is None:
             raise
@@ -132,7 +131,7 @@ def prepare(
 
 
 def _build_context(
-    settings: Settings, process: Runtime, trusted_modules: list[str] | None, problems: ErrorList
+    settings: Settings, runtime: Runtime, trusted_modules: list[str] | None, problems: ErrorList
 ) -> RunContext:
     # Expectations are checked after the training; an error in one of them shows now.
     for line in settings.expect:
@@ -142,17 +141,17 @@ def _build_context(
     model: nn.Module | None = None
     # Only the first process logs.
     loggers: dict[str, Logger] = {}
-    if not process.ranks.rank:
+    if not runtime.ranks.rank:
         loggers = build_loggers(settings, trusted_modules, problems)
 
     splits = _build_splits(settings, trusted_modules, problems)
     if splits is not None:
-        objective = problems.collect(_build_objective, settings, splits, process, trusted_modules)
+        objective = problems.collect(_build_objective, settings, splits, runtime, trusted_modules)
 
     # The weights depend on the seed, not on how the data was read.
-    runtime.seed_everything(settings.seed)
+    device.seed_everything(settings.seed)
     if splits is not None:
-        model = problems.collect(build.build_model, settings, splits.spec, process, trusted_modules)
+        model = problems.collect(build.build_model, settings, splits.spec, runtime, trusted_modules)
 
     if splits is None or objective is None or model is None:
         _check_remaining(settings, splits, objective, model, trusted_modules, problems)
@@ -168,10 +167,10 @@ def _build_context(
         *find_balance_notes(settings, splits),
         *_apply_options(settings, splits, model, problems),
     ]
-    batches = build.build_batches(settings, splits, model, process)
+    batches = build.build_batches(settings, splits, model, runtime)
     problems.collect(_check_mixing, splits.mixing, objective)
-    state = _build_train_state(settings, process, objective, model, batches, splits.mixing, trusted_modules, problems)
-    if sharding.is_sharded(settings, process.ranks.world_size):
+    state = _build_train_state(settings, runtime, objective, model, batches, splits.mixing, trusted_modules, problems)
+    if sharding.is_sharded(settings, runtime.ranks.world_size):
         problems.collect(sharding.refuse_unsupported, settings, state)
     callbacks = problems.collect(build_callbacks, settings, trusted_modules) or {}
     state.callbacks = callbacks
@@ -184,16 +183,16 @@ def _build_context(
     with _preserve_loss(objective):
         baseline = data_cache.get_or_compute_baseline(objective, splits, result.compute_baseline)
         if settings.preflight:
-            preflight = problems.collect(_run_preflight, settings, process, state, notes)
+            preflight = problems.collect(_run_preflight, settings, runtime, state, notes)
     # A model that failed there predicts nothing.
     predictions: dict[str, Answer] | None = None
     if not problems.errors:
-        predictions = problems.collect(probes.predict_probes, settings.probes, state, process)
+        predictions = problems.collect(probes.predict_probes, settings.probes, state, runtime)
     problems.raise_if_any()
 
     return RunContext(
         settings=settings,
-        runtime=process,
+        runtime=runtime,
         splits=splits,
         batches=batches,
         objective=objective,
@@ -208,10 +207,10 @@ def _build_context(
 
 
 def _build_objective(
-    settings: Settings, splits: Splits, process: Runtime, trusted_modules: list[str] | None
+    settings: Settings, splits: Splits, runtime: Runtime, trusted_modules: list[str] | None
 ) -> Objective:
     weights = objectives.compute_class_weights(settings, splits.spec, splits.train)
-    return objectives.build_objective(settings, splits.spec, process, trusted_modules, weights)
+    return objectives.build_objective(settings, splits.spec, runtime, trusted_modules, weights)
 
 
 @contextlib.contextmanager
@@ -265,7 +264,7 @@ def _load_initial_weights(settings: Settings, model: nn.Module, problems: ErrorL
 
 def _build_train_state(
     settings: Settings,
-    process: Runtime,
+    runtime: Runtime,
     objective: Objective,
     model: nn.Module,
     batches: SplitBatches,
@@ -297,14 +296,14 @@ def _build_train_state(
         objective=objective,
         optimizer=optimizer,
         schedule=schedule or Schedule(optimizer, None),
-        scaler=process.make_scaler(),
+        scaler=runtime.make_scaler(),
         train=train,
         val=val,
         stop_rules=build.build_stop_rules(settings, train),
         monitor=monitor,
         mode=mode,
-        autocast=process.autocast,
-        synchronize=runtime.get_synchronizer(process.device),
+        autocast=runtime.autocast,
+        synchronize=device.get_synchronizer(runtime.device),
         ema=None if decay is None else ExponentialMovingAverage(model, optimizer, decay),
         mixing=mixing,
     )
@@ -396,13 +395,13 @@ def _try_own_optimizer(settings: Settings, trusted_modules: list[str] | None) ->
         return None
 
     # The optimizer may draw random numbers, which the training must not notice.
-    generators = runtime.get_rng_state()
+    generators = device.get_rng_state()
     try:
         model = nn.Linear(1, 1)
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
         optimizer: Any = build.build_optimizer(settings, model, trusted_modules)
-        if loop.requires_closure(optimizer):
+        if requires_closure(optimizer):
             optimizer.step(lambda: torch.zeros(()))
         else:
             optimizer.step()
@@ -411,7 +410,7 @@ def _try_own_optimizer(settings: Settings, trusted_modules: list[str] | None) ->
         # It may need a model of another kind. Then the first save tells what it holds.
         return None
     finally:
-        runtime.set_rng_state(generators)
+        device.set_rng_state(generators)
 
 
 def _check_remaining(
@@ -449,7 +448,7 @@ def _check_remaining(
     problems.collect(_build_schedule, settings, optimizer, one_batch, "min", trusted_modules)
 
 
-def _run_preflight(settings: Settings, process: Runtime, state: TrainState, notes: list[str]) -> Preflight:
+def _run_preflight(settings: Settings, runtime: Runtime, state: TrainState, notes: list[str]) -> Preflight:
     """Send two rows and batches of every size through the model, and check that memory and disk suffice.
 
     notes: to which what the user should know is added.
@@ -461,7 +460,7 @@ def _run_preflight(settings: Settings, process: Runtime, state: TrainState, note
 
     layers = checks.inspect_layers(model, two_rows, state.objective, state.autocast)
     multiply_adds = sum(layer.multiply_adds for layer in layers)
-    _check_batch_sizes(settings.trainer, process, state, first_batch, multiply_adds)
+    _check_batch_sizes(settings.trainer, runtime, state, first_batch, multiply_adds)
     sample = comparison.take_sample(first_batch, multiply_adds) if comparison.is_needed(settings, model) else None
 
     note = final_activation.find_redundant_layer(model, two_rows, state.objective, state.autocast)
@@ -472,8 +471,8 @@ def _run_preflight(settings: Settings, process: Runtime, state: TrainState, note
 
     values = sum(layer.values for layer in layers)
     moments = checks.count_moments(state.optimizer)
-    estimate = memory.estimate_memory(model, moments, values, settings, process.ranks.world_size)
-    notes += memory.note_shortage(estimate, settings, process.device)
+    estimate = memory.estimate_memory(model, moments, values, settings, runtime.ranks.world_size)
+    notes += memory.note_shortage(estimate, settings, runtime.device)
 
     outputs = Path(settings.paths.outputs)
     keys = settings.checkpoint
@@ -482,7 +481,7 @@ def _run_preflight(settings: Settings, process: Runtime, state: TrainState, note
 
 
 def _check_batch_sizes(
-    trainer: TrainerConfig, process: Runtime, state: TrainState, first_batch: Batch, multiply_adds: int
+    trainer: TrainerConfig, runtime: Runtime, state: TrainState, first_batch: Batch, multiply_adds: int
 ) -> None:
     """Send a batch of every size that an epoch holds through the model, as in training.
 
@@ -490,7 +489,7 @@ def _check_batch_sizes(
     """
     order = state.train.order
     most_batches = None if trainer.max_steps is None else trainer.max_steps * trainer.accumulate_steps
-    sizes = checks.list_batch_sizes(order, process.ranks.world_size, most_batches)
+    sizes = checks.list_batch_sizes(order, runtime.ranks.world_size, most_batches)
     checks.check_batch_sizes(state.model, first_batch, state.objective, state.autocast, sizes, order, multiply_adds)
 
 

@@ -33,7 +33,7 @@ _GIVEN_ARGUMENTS = ("spec", "reduction")
 def build_objective(
     settings: Settings,
     spec: DataSpec,
-    process: Runtime,
+    runtime: Runtime,
     trusted_modules: Sequence[str] | None,
     class_weights: Sequence[float] | None = None,
 ) -> Objective:
@@ -48,7 +48,7 @@ def build_objective(
         if getattr(keys, name) is not None:
             raise RequestError(f"task.{name} is for data of several outputs, and these have one; type task.loss=...")
 
-    own_loss, arguments = _build_own_loss(settings, spec, process, trusted_modules)
+    own_loss, arguments = _build_own_loss(settings, spec, runtime, trusted_modules)
     metrics = build_metrics(settings, spec, trusted_modules)
     return Objective(spec, keys.loss, keys.reduction, own_loss, arguments, class_weights, metrics)
 
@@ -207,7 +207,7 @@ def _balance(targets: Tensor, classes: int, class_names: Sequence[str], key: str
 
 
 def _build_own_loss(
-    settings: Settings, spec: DataSpec, process: Runtime, trusted_modules: Sequence[str] | None
+    settings: Settings, spec: DataSpec, runtime: Runtime, trusted_modules: Sequence[str] | None
 ) -> tuple[Callable[..., Tensor] | None, dict[str, Any]]:
     """The function or module that `task.loss` names, None for one of dlrun's own; and arguments for its calls."""
     name = settings.task.loss
@@ -218,13 +218,13 @@ def _build_own_loss(
     torch_class = getattr(nn, name.removeprefix(_TORCH), None)
     # torch's own classes need no trust.
     if inspect.isclass(torch_class) and issubclass(torch_class, nn.modules.loss._Loss):
-        return _build_torch_loss(torch_class, settings, spec, process), {}
+        return _build_torch_loss(torch_class, settings, spec, runtime), {}
     if "." not in name:
         return None, arguments
 
     resolved: Any = targets.resolve(name, "task.loss", trusted_modules)
     if isinstance(resolved, type) and issubclass(resolved, nn.Module):
-        return _build_module(resolved, settings, spec, process), {}
+        return _build_module(resolved, settings, spec, runtime), {}
     # Objective refuses any other class.
     if arguments and not inspect.isclass(resolved):
         function = resolved.forward if isinstance(resolved, nn.Module) else resolved
@@ -233,7 +233,7 @@ def _build_own_loss(
     return resolved, arguments
 
 
-def _build_torch_loss(kind: type[nn.Module], settings: Settings, spec: DataSpec, process: Runtime) -> nn.Module:
+def _build_torch_loss(kind: type[nn.Module], settings: Settings, spec: DataSpec, runtime: Runtime) -> nn.Module:
     """A loss of torch.nn that has no name in dlrun; RequestError unless it takes outputs and targets as they are."""
     name = settings.task.loss
     # Some losses take three tensors (triplets), and no batch has a third.
@@ -253,10 +253,10 @@ def _build_torch_loss(kind: type[nn.Module], settings: Settings, spec: DataSpec,
             f"task.loss={name} is no loss for the targets of {spec.task}; type task.loss={default}, or null"
         )
 
-    return _build_module(kind, settings, spec, process)
+    return _build_module(kind, settings, spec, runtime)
 
 
-def _build_module(kind: type[nn.Module], settings: Settings, spec: DataSpec, process: Runtime) -> nn.Module:
+def _build_module(kind: type[nn.Module], settings: Settings, spec: DataSpec, runtime: Runtime) -> nn.Module:
     """Build a loss that is a module, on the device; its parameters depend on the seed alone, not on the model's."""
     keys = settings.task
     parameters = inspect.signature(kind).parameters
@@ -278,7 +278,7 @@ def _build_module(kind: type[nn.Module], settings: Settings, spec: DataSpec, pro
             raise RequestError(
                 f"task.loss={keys.loss}: the size of {join_names(lazy)} is not known; give it in __init__"
             )
-        return set_precision(module, process.dtype).to(process.device)
+        return set_precision(module, runtime.dtype).to(runtime.device)
     except Exception as error:
         # The class is the user's own, so anything can come.
         if isinstance(error, DlrunError) or is_out_of_memory(error):

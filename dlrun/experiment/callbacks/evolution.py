@@ -58,10 +58,10 @@ class Evolution(Callback):
     # In the table of trainer.profile.
     phase = "figures"
 
-    def __init__(self, context: RunContext, folder: Path, every_epochs: int, tracker: RunLogger) -> None:
+    def __init__(self, context: RunContext, folder: Path, every_epochs: int, run_logger: RunLogger) -> None:
         self.context = context
         self.every_epochs = every_epochs
-        self.tracker = tracker
+        self.run_logger = run_logger
         self.kind = choose_kind(context.splits.spec)
         self.frames = folder / "figures" / "evolution"
         most_rows = 1 if self.kind == "word" else _MOST_DOTS
@@ -76,13 +76,13 @@ class Evolution(Callback):
 
         rng = device.get_rng_state()
         if self.kind == "word":
-            self.tracker.log_text("tagging/train", self.tag_first_word(), step)
+            self.run_logger.log_text("tagging/train", self.tag_first_word(), step)
         else:
             image = self.draw_frame(f"epoch {number}, loss {row['train/loss']:.4g}")
             self.frames.mkdir(parents=True, exist_ok=True)
             canvas.save_png(image, self.frames / f"epoch_{number:05d}.png")
             # (H, W, 3) -> (3, H, W)
-            self.tracker.log_image(f"{IMAGES}evolution_{self.kind}", torch.from_numpy(image).permute(2, 0, 1), step)
+            self.run_logger.log_image(f"{IMAGES}evolution_{self.kind}", torch.from_numpy(image).permute(2, 0, 1), step)
         device.set_rng_state(rng)
 
     def draw_frame(self, title: str) -> NDArray[np.uint8]:

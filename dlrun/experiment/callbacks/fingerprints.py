@@ -25,9 +25,9 @@ class WeightHashes(Callback):
     copied, which takes a sixth of that, and hashed by a thread while the next epoch trains; `wait` waits for it.
     """
 
-    def __init__(self, model: nn.Module, folder: Path, unsaved: DiskProblems) -> None:
+    def __init__(self, model: nn.Module, folder: Path, disk_problems: DiskProblems) -> None:
         self.model = model
-        self.file = GrowingFile(folder / FINGERPRINTS, FINGERPRINTS, unsaved)
+        self.file = GrowingFile(folder / FINGERPRINTS, FINGERPRINTS, disk_problems)
         self._call: BackgroundCall | None = None
 
     def record(self, epoch: int, step: int) -> None:

@@ -9,10 +9,10 @@ from dlrun.runs.logger import RunLogger
 class WeightHistograms(Callback):
     """Logs a histogram of each parameter after every epoch."""
 
-    def __init__(self, model: nn.Module, tracker: RunLogger) -> None:
+    def __init__(self, model: nn.Module, run_logger: RunLogger) -> None:
         self.model = model
-        self.tracker = tracker
+        self.run_logger = run_logger
 
     def on_epoch_end(self, trainer: TrainerView, row: dict[str, float]) -> None:
         """Log the histograms at the epoch's last step."""
-        self.tracker.log_histograms(self.model, int(row["step"]))
+        self.run_logger.log_histograms(self.model, int(row["step"]))

@@ -164,10 +164,10 @@ def _keep_input(inputs: dict[str, Tensor], name: str) -> Callable[[nn.Module, tu
     return keep
 
 
-def make_loss_subject(task: Objective, outputs: Tensor, targets: Tensor) -> Subject:
+def make_loss_subject(objective: Objective, outputs: Tensor, targets: Tensor) -> Subject:
     """Return the hand-written loss as a function of the outputs, beside torch's loss of the same name."""
-    name = str(task.loss_name)
-    reference = Objective(task.spec, name.removeprefix(_SCRATCH), task.reduction)
+    name = str(objective.loss_name)
+    reference = Objective(objective.spec, name.removeprefix(_SCRATCH), objective.reduction)
     unit = outputs.abs().clamp(min=1)
     if name == "scratch_bce":
         # A step must not lead out of [0, 1].
@@ -175,7 +175,7 @@ def make_loss_subject(task: Objective, outputs: Tensor, targets: Tensor) -> Subj
     return Subject(
         layer="loss",
         kind=name,
-        function=lambda x: task.compute_loss(x, targets),
+        function=lambda x: objective.compute_loss(x, targets),
         reference=lambda x: reference.compute_loss(x, targets),
         x=outputs,
         parameters={},

@@ -315,25 +315,25 @@ class ReloadCheck:
     def _check_loss(self, state: dict[str, Any], now: Surroundings) -> list[str]:
         """Compare the loss as it is now with the one that the run began with, on the same outputs."""
         assert self.sample is not None
-        task = self.context.objective
-        owner = _find_owner(task.own_loss)
+        objective = self.context.objective
+        owner = _find_owner(objective.own_loss)
         owner_at_start = _find_owner(self.loss_at_start)
         # A loss that is a module has weights and buffers in the checkpoint.
         if isinstance(owner_at_start, nn.Module) and "loss" in state:
             load_weights(owner_at_start, state["loss"])
 
-        where = f"task.loss={task.loss_name}" + ("" if owner is None else f" ({type(owner).__name__})")
+        where = f"task.loss={objective.loss_name}" + ("" if owner is None else f" ({type(owner).__name__})")
 
         inputs, targets = self.sample
         with now.put_in_place(), torch.no_grad(), self.autocast():
             outputs = duplicate(self.context.state.model).eval()(*inputs).detach().clone()
 
         def respond(loss: Any, surroundings: Surroundings) -> Responses:
-            trial = dataclasses.replace(task, own_loss=duplicate(loss))
+            trial = dataclasses.replace(objective, own_loss=duplicate(loss))
             with surroundings.put_in_place(), self.autocast():
                 return _respond_as_loss(trial, outputs, targets, _MOST_CALLS)
 
-        expected = respond(task.own_loss, now)
+        expected = respond(objective.own_loss, now)
         if _measure_distance(expected, respond(self.loss_at_start, self.start)) <= _TOLERANCE:
             return []
 
@@ -465,7 +465,7 @@ def _compute_gradients(net: nn.Module, outputs: Tensor) -> list[Tensor]:
     return [p.grad.detach().clone() for p in net.parameters() if p.grad is not None]
 
 
-def _respond_as_loss(task: Objective, outputs: Tensor, targets: Tensor, calls: int) -> Responses:
+def _respond_as_loss(objective: Objective, outputs: Tensor, targets: Tensor, calls: int) -> Responses:
     """The loss of outputs, as in training and as in evaluation, and its gradients. Changes the loss.
 
     calls: number of further values, as in training.
@@ -473,11 +473,11 @@ def _respond_as_loss(task: Objective, outputs: Tensor, targets: Tensor, calls: i
     runtime.seed_everything(0)
     with torch.enable_grad():
         leaf = outputs.clone().requires_grad_(True)
-        value = task.compute_loss(leaf, targets)
+        value = objective.compute_loss(leaf, targets)
         gradients = torch.autograd.grad(value, [leaf], allow_unused=True)
-        later = [task.compute_loss(leaf, targets).detach() for _ in range(calls)]
+        later = [objective.compute_loss(leaf, targets).detach() for _ in range(calls)]
     with torch.no_grad():
-        evaluated = task.compute_loss(outputs, targets)
+        evaluated = objective.compute_loss(outputs, targets)
     present = [gradient for gradient in gradients if gradient is not None]
     return {"value": [value.detach()], "gradients": present, "evaluated": [evaluated], "later": later}
 

@@ -50,7 +50,7 @@ class Layer:
     values: int = 0
 
 
-def inspect_layers(model: nn.Module, batch: Batch, task: Objective, autocast: Any) -> list[Layer]:
+def inspect_layers(model: nn.Module, batch: Batch, objective: Objective, autocast: Any) -> list[Layer]:
     """Send `batch` through model and loss, and return the layer table.
 
     Everything that the model keeps is afterwards as it was. Raises RequestError if the batch does not get through.
@@ -73,8 +73,8 @@ def inspect_layers(model: nn.Module, batch: Batch, task: Objective, autocast: An
             names = collect_parameter_names(model)
             outputs = _run_model(model, batch)
             refuse_late_parameters(model, names)
-            _check_outputs(outputs, batch[1], task)
-            _check_loss(outputs, batch[1], task)
+            _check_outputs(outputs, batch[1], objective)
+            _check_loss(outputs, batch[1], objective)
     finally:
         for handle in handles:
             handle.remove()
@@ -164,7 +164,7 @@ def refuse_late_parameters(model: nn.Module, names: set[str]) -> None:
         )
 
 
-def _check_outputs(outputs: Any, targets: Tensor, task: Objective) -> None:
+def _check_outputs(outputs: Any, targets: Tensor, objective: Objective) -> None:
     if isinstance(outputs, dict):
         names = join_names([str(key) for key in outputs])
         raise RequestError(
@@ -176,43 +176,45 @@ def _check_outputs(outputs: Any, targets: Tensor, task: Objective) -> None:
         raise RequestError(f"the model must return a tensor, not {type(outputs).__name__}{several}")
 
     # (B, C), for tagging (B, T, C)
-    shape_needed: tuple[int, ...] = (len(targets), task.spec.output_size)
-    if task.spec.task == "tagging":
-        shape_needed = (len(targets), targets.shape[1], task.spec.output_size)
+    shape_needed: tuple[int, ...] = (len(targets), objective.spec.output_size)
+    if objective.spec.task == "tagging":
+        shape_needed = (len(targets), targets.shape[1], objective.spec.output_size)
     if tuple(outputs.shape) != shape_needed:
         raise RequestError(
-            f"the model's output has the shape {tuple(outputs.shape)}, and {task.spec.task} with "
-            f"{task.spec.output_size} outputs needs {shape_needed}: use spec.output_size for its last layer"
+            f"the model's output has the shape {tuple(outputs.shape)}, and {objective.spec.task} with "
+            f"{objective.spec.output_size} outputs needs {shape_needed}: use spec.output_size for its last layer"
         )
 
 
-def _check_loss(outputs: Tensor, targets: Tensor, task: Objective) -> None:
+def _check_loss(outputs: Tensor, targets: Tensor, objective: Objective) -> None:
     # Rounding may lift a logarithm of 1 a little above 0.
-    if task.loss_name == "nll" and (outputs > 1e-3).any():
+    if objective.loss_name == "nll" and (outputs > 1e-3).any():
         raise RequestError(
             "task.loss=nll takes logarithms of probabilities, which are not above 0 as this model's outputs are; "
             "type task.loss=cross_entropy, or end the model in LogSoftmax"
         )
-    if task.spec.reconstructs and str(task.loss_name).startswith("bce"):
+    if objective.spec.reconstructs and str(objective.loss_name).startswith("bce"):
         low, high = (float(value) for value in torch.aminmax(targets))
         if low < 0 or high > 1:
             raise RequestError(
-                f"task.loss={task.loss_name} is for inputs of 0 to 1, and these are {low:.3g} to {high:.3g}; leave "
-                "them unnormalized (data.mean=0 data.std=1, or data.normalize=false), or type task.loss=mse"
+                f"task.loss={objective.loss_name} is for inputs of 0 to 1, and these are {low:.3g} to {high:.3g}; "
+                "leave them unnormalized (data.mean=0 data.std=1, or data.normalize=false), or type task.loss=mse"
             )
     try:
-        loss = task.compute_loss(outputs, targets)
+        loss = objective.compute_loss(outputs, targets)
     except Exception as error:  # the loss may be the user's own
         if is_out_of_memory(error):
             raise
-        takes_logits = task.spec.task in ("binary", "multilabel") or task.spec.reconstructs
+        takes_logits = objective.spec.task in ("binary", "multilabel") or objective.spec.reconstructs
         instead = "bce_with_logits" if takes_logits else "null"
         raise RequestError(
-            f"task.loss={task.loss_name} does not take the model's output: {_format_error(error)}; "
+            f"task.loss={objective.loss_name} does not take the model's output: {_format_error(error)}; "
             f"type task.loss={instead}"
         ) from error
     if loss.dim():
-        raise RequestError(f"task.loss={task.loss_name} gives numbers {tuple(loss.shape)}, not one; return their mean")
+        raise RequestError(
+            f"task.loss={objective.loss_name} gives numbers {tuple(loss.shape)}, not one; return their mean"
+        )
 
 
 def _format_error(error: Exception) -> str:
@@ -259,7 +261,13 @@ def list_batch_sizes(order: EpochOrder, processes: int = 1, most_batches: int | 
 
 
 def check_batch_sizes(
-    model: nn.Module, batch: Batch, task: Objective, autocast: Any, sizes: list[BatchSize], order: EpochOrder, work: int
+    model: nn.Module,
+    batch: Batch,
+    objective: Objective,
+    autocast: Any,
+    sizes: list[BatchSize],
+    order: EpochOrder,
+    work: int,
 ) -> None:
     """Send batches of each size through model and loss as in training; RequestError for one that does not get through.
 
@@ -287,8 +295,8 @@ def check_batch_sizes(
                 names = collect_parameter_names(model)
                 outputs = model.train()(*inputs)
                 refuse_late_parameters(model, names)
-                _check_outputs(outputs, targets, task)
-                _check_loss(outputs, targets, task)
+                _check_outputs(outputs, targets, objective)
+                _check_loss(outputs, targets, objective)
         except Exception as error:  # the model may be the user's own
             if is_out_of_memory(error):
                 raise
@@ -351,7 +359,7 @@ def _format_rows(count: int) -> str:
 def resolve_monitor(
     monitor: str | None,
     mode: str | None,
-    task: Objective,
+    objective: Objective,
     has_val: bool,
     averages: bool = False,
     may_log: bool = False,
@@ -366,9 +374,9 @@ def resolve_monitor(
     splits = ("train", "val") if has_val else ("train",)
     known = []
     for split in splits:
-        known += [f"{split}/{metric}" for metric in task.metric_names]
+        known += [f"{split}/{metric}" for metric in objective.metric_names]
     if averages and has_val:
-        known += [f"val/ema_{metric}" for metric in task.metric_names]
+        known += [f"val/ema_{metric}" for metric in objective.metric_names]
 
     if monitor is None:
         if mode == "max":

@@ -26,14 +26,14 @@ _LOSSES_WITH_SOFTMAX = ("cross_entropy", "scratch_cross_entropy")
 _LOSSES_WITH_SIGMOID = ("bce_with_logits", "scratch_bce_with_logits")
 
 
-def find_redundant_layer(model: nn.Module, batch: Batch, task: Objective, autocast: Any) -> str | None:
+def find_redundant_layer(model: nn.Module, batch: Batch, objective: Objective, autocast: Any) -> str | None:
     """Return a note if the model's last layer does what the loss does again, else None.
 
     Sends `batch` through a model in evaluation mode, which is afterwards as it was.
     """
-    kinds = _LAYERS.get(task.spec.task, ())
+    kinds = _LAYERS.get(objective.spec.task, ())
     suspects = [module for module in model.modules() if isinstance(module, kinds)]
-    takes_logits = any(word in str(task.loss_name) for word in ("logits", "cross_entropy"))
+    takes_logits = any(word in str(objective.loss_name) for word in ("logits", "cross_entropy"))
     if not suspects or not takes_logits:
         return None
 
@@ -58,7 +58,7 @@ def find_redundant_layer(model: nn.Module, batch: Batch, task: Objective, autoca
             last = module
     if last is None:
         return None
-    return _explain_layer(type(last).__name__, str(task.loss_name))
+    return _explain_layer(type(last).__name__, str(objective.loss_name))
 
 
 def _explain_layer(layer: str, loss: str) -> str:

@@ -47,7 +47,7 @@ Named = tuple[str, "Figure | None"]
 _PARAMETER = "parameter/"
 
 
-def draw_all(context: RunContext, folder: Path, tracker: RunLogger, outputs: FinalOutputs) -> None:
+def draw_all(context: RunContext, folder: Path, run_logger: RunLogger, outputs: FinalOutputs) -> None:
     """Draw every picture that makes sense for the run, and precision-recall curves, from the weights it holds now.
 
     The model's mode and the generators are afterwards as they were.
@@ -56,19 +56,19 @@ def draw_all(context: RunContext, folder: Path, tracker: RunLogger, outputs: Fin
     target.mkdir(exist_ok=True)
     rng = device.get_rng_state()
     with evaluation_mode(context.state.model):
-        for name, figure in _draw_pictures(context, folder, tracker, outputs):
+        for name, figure in _draw_pictures(context, folder, run_logger, outputs):
             if figure is None:
                 continue
             image = canvas.render_pixels(figure)
             canvas.save_png(image, target / f"{name}.png")
             # (H, W, 3) -> (3, H, W)
             channels_first = torch.from_numpy(image).permute(2, 0, 1)
-            tracker.log_image(IMAGES + name, channels_first, context.state.progress.step)
+            run_logger.log_image(IMAGES + name, channels_first, context.state.progress.step)
     device.set_rng_state(rng)
     evolution.write_animation(target, context.state.progress.epoch)
 
 
-def _draw_pictures(context: RunContext, folder: Path, tracker: RunLogger, outputs: FinalOutputs) -> Iterator[Named]:
+def _draw_pictures(context: RunContext, folder: Path, run_logger: RunLogger, outputs: FinalOutputs) -> Iterator[Named]:
     rows = logger.read_rows(folder)
     if len(rows) > 1:
         yield "loss", loss.draw_loss_curves(rows)
@@ -91,7 +91,7 @@ def _draw_pictures(context: RunContext, folder: Path, tracker: RunLogger, output
         # The other pictures are of one class a row.
         yield from _draw_labelled_images(context, outputs.get())
     else:
-        yield from _draw_classification(context, tracker, outputs.get())
+        yield from _draw_classification(context, run_logger, outputs.get())
 
 
 def _draw_regression(context: RunContext, final: SplitOutputs) -> Iterator[Named]:
@@ -131,7 +131,7 @@ def _draw_labelled_images(context: RunContext, final: SplitOutputs) -> Iterator[
         yield "samples", samples.draw_image_grid(final.inputs[0], final.targets, spec)
 
 
-def _draw_classification(context: RunContext, tracker: RunLogger, final: SplitOutputs) -> Iterator[Named]:
+def _draw_classification(context: RunContext, run_logger: RunLogger, final: SplitOutputs) -> Iterator[Named]:
     spec = context.splits.spec
     task = context.objective
     split = final.split
@@ -148,7 +148,7 @@ def _draw_classification(context: RunContext, tracker: RunLogger, final: SplitOu
 
     yield "confusion", classification.draw_confusion_matrix(targets, task.predict(outputs), spec, split)
     probabilities = task.compute_probabilities(outputs)
-    tracker.log_pr_curves(targets, probabilities, spec.class_names, context.state.progress.step)
+    run_logger.log_pr_curves(targets, probabilities, spec.class_names, context.state.progress.step)
 
     if spec.kind == "tokens" and spec.vocabulary:
         yield "mistakes", errors.draw_text_mistakes(inputs, probabilities, targets, spec, split, origin)

@@ -35,7 +35,7 @@ UNUSED: Any = None  # `follow` gives each a recorder
 
 def follow(evolution: Evolution, epochs: range) -> GraphRecorder:
     tracker: Any = GraphRecorder()
-    evolution.tracker = tracker
+    evolution.run_logger = tracker
     training = evolution.context.state
     for epoch in epochs:
         training.progress.epoch = epoch
