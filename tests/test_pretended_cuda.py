@@ -4,11 +4,13 @@ import json
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from dlrun.engine.device import get_rng_state
 from dlrun.engine.state import TrainState
 
 QUIET = ("tracking.graph=false", "figures=false")
@@ -117,6 +119,37 @@ def test_a_sweep_is_stacked_and_reported(dlrun: Callable[..., Any], pretended: A
         hashes.append([result["weights_sha256"] for result in results])
     assert len(hashes[0]) == 4
     assert hashes[0] == hashes[1]
+
+
+def test_a_member_that_was_saved_on_a_cpu_goes_on_with_the_generator_of_the_gpu(pretended: Any) -> None:
+    from dlrun.engine.stack.member import Member
+
+    state: Any = SimpleNamespace(model=torch.nn.Linear(1, 1), get_parameter_values=dict)
+    saved_on_cpu = get_rng_state()
+    member = Member(state, saved_on_cpu)
+    member.device = torch.device("cuda", 1)
+    with pretended.pretend_cuda(2):
+        member.set_rng_state(saved_on_cpu)
+        saved = member.get_rng_state()
+        assert len(saved["cuda"]) == 2
+        assert torch.equal(saved["cuda"][1], member.generator.get_state())
+
+        drawn = torch.rand(3, generator=member.generator)
+        member.set_rng_state(saved)
+        assert torch.equal(torch.rand(3, generator=member.generator), drawn)
+
+
+@pytest.mark.parametrize(
+    ("choice", "index"),
+    [({"name": "auto"}, 2), ({"name": "cuda"}, 2), ({"name": "cuda", "index": 0}, 0), ({"name": "cpu"}, None)],
+)
+def test_a_job_takes_the_card_that_is_handed_out(choice: dict[str, Any], index: int | None) -> None:
+    from dlrun.config.request import from_command_line
+    from dlrun.sweep.process_engine import _assign_gpu
+
+    (request,) = from_command_line([f"device.{key}={value}" for key, value in choice.items()])
+    assert _assign_gpu(request, 2).config["device"]["index"] == index
+    assert _assign_gpu(request, None).config["device"] == request.config["device"]
 
 
 @pytest.mark.parametrize(("cards", "jobs"), [(1, 1), (3, 3)])

@@ -300,18 +300,25 @@ class Placement:
         Lengths of sequences stay on the CPU: packing needs them there, and would cost a sync every step.
         """
         for i, x in enumerate(inputs):
+            is_length = self.spec.kind == "tokens" and i > 0
+            # What is made from pinned memory is not pinned itself, and the host would wait for its copy.
+            if not is_length and self._is_pinned(x):
+                x = x.to(self.device, non_blocking=True)
+
             if x.is_floating_point():
                 x = x.to(self.dtype)
             if self._is_image(x):
                 # (B, H, W, C), so that a gather of rows keeps the layout.
                 x = x.permute(0, 2, 3, 1).contiguous()
-
-            is_length = self.spec.kind == "tokens" and i > 0
             yield x if is_length else x.to(self.device, non_blocking=True)
 
     def view_channels_first(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """View stored rows as the model takes them: images (B, C, H, W), whatever the memory layout."""
         return tuple(x.permute(0, 3, 1, 2) if self._is_image(x) else x for x in inputs)
+
+    def _is_pinned(self, x: Tensor) -> bool:
+        """Whether a tensor lies in memory that a GPU reads by itself."""
+        return self.device.type == "cuda" and x.is_pinned()
 
     def _is_image(self, x: Tensor) -> bool:
         """Whether an input is stored channels last; other inputs beside the images have no channels."""
@@ -323,6 +330,8 @@ class Placement:
 
     def move_targets(self, targets: Tensor) -> Tensor:
         """Targets on the device, floats in the training precision."""
+        if self._is_pinned(targets):
+            targets = targets.to(self.device, non_blocking=True)
         if targets.is_floating_point():
             targets = targets.to(self.dtype)
         return targets.to(self.device, non_blocking=True)

@@ -121,6 +121,26 @@ def test_floats_take_the_training_precision_and_codes_do_not() -> None:
     assert (codes.dtype, lengths.dtype) == (torch.int64, torch.int64)
 
 
+def test_pinned_batches_are_copied_before_they_are_laid_out_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    copies = []
+    to = torch.Tensor.to
+
+    def copy_or_convert(x: torch.Tensor, target: Any, **words: Any) -> torch.Tensor:
+        if not isinstance(target, torch.device):
+            return to(x, target, **words)
+        copies.append((tuple(x.shape), x.dtype))
+        return x
+
+    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda x: True)
+    monkeypatch.setattr(torch.Tensor, "to", copy_or_convert)
+    place = Placement(torch.device("cuda"), torch.float64, IMAGES, channels_last=True)
+    (x,) = place.move_inputs((torch.zeros(4, 3, 6, 5),))
+    assert (x.shape, x.dtype) == ((4, 6, 5, 3), torch.float64)
+    assert place.move_targets(torch.zeros(4, 2)).dtype == torch.float64
+    assert copies[0] == ((4, 3, 6, 5), torch.float32)
+    assert copies[2] == ((4, 2), torch.float32)
+
+
 def test_lengths_stay_on_the_cpu() -> None:
     meta = torch.device("meta")  # a device that every machine has
     order = EpochOrder(22, 5, shuffle=True, seed=1)

@@ -36,17 +36,22 @@ class Member(TrainerView):
         if self.device.type != "cuda":
             return self._rng | {"torch": self.generator.get_state()}
         # On a GPU dropout draws from the generator of that device alone.
+        index = self.device.index or 0
         of_devices = list(self._rng.get("cuda", []))
-        of_devices[self.device.index or 0] = self.generator.get_state()
+        # A stack that was saved on a CPU, or beside fewer GPUs, knows nothing of this one.
+        if index >= len(of_devices):
+            of_devices = torch.cuda.get_rng_state_all()
+        of_devices[index] = self.generator.get_state()
         return self._rng | {"cuda": of_devices}
 
     def set_rng_state(self, rng: dict[str, Any]) -> None:
         """The inverse of `get_rng_state`."""
         self._rng = rng
+        index = self.device.index or 0
         if self.device.type != "cuda":
             self.generator.set_state(rng["torch"])
-        elif rng.get("cuda"):
-            self.generator.set_state(rng["cuda"][self.device.index or 0])
+        elif index < len(rng.get("cuda", [])):
+            self.generator.set_state(rng["cuda"][index])
 
     @property
     def is_finished(self) -> bool:

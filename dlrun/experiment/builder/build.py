@@ -365,8 +365,10 @@ def build_batches(settings: Settings, splits: Splits, model: nn.Module, runtime:
     # One core is left to the training.
     workers = min(max(count_cores() - 1, 1), 4) if keys.num_workers is None else keys.num_workers
 
-    # On a CPU every local process holds the data in the same memory.
-    sharers = 1 if runtime.device.type == "cuda" else runtime.ranks.local_world_size
+    # Every local process holds the data, on a CPU in the same memory; processes that outnumber the GPUs share them.
+    sharers = runtime.ranks.local_world_size
+    if runtime.device.type == "cuda":
+        sharers = math.ceil(sharers / torch.cuda.device_count())
     free_bytes = int(keys.memory_share * batching.measure_free_memory(runtime.device)) // sharers
 
     batches: dict[str, Batches] = {}

@@ -4,7 +4,9 @@ import functools
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -258,6 +260,23 @@ def test_rows_lie_in_memory_where_they_fit(word: str, kind: type, workers: int |
     loaded = batches("data.loader=workers", *([word] if workers else []))[0]
     assert isinstance(loaded, LoaderBatches)
     assert 0 <= loaded.workers <= 4 if workers is None else loaded.workers == workers
+
+
+@pytest.mark.parametrize(
+    ("processes", "cards", "kind"), [(1, 1, MemoryBatches), (2, 2, MemoryBatches), (2, 1, LoaderBatches)]
+)
+def test_processes_that_outnumber_the_gpus_share_their_memory(
+    processes: int, cards: int, kind: type, pretended: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = settings("data.batch_size=64")
+    splits = build.build_data(chosen, None)
+    # Digits take 5.6 MB, and half of what is free is for them.
+    monkeypatch.setattr(build.batching, "measure_free_memory", lambda device: 12 * 2**20)
+    ranks: Any = SimpleNamespace(local_world_size=processes)
+    with pretended.pretend_cuda(cards):
+        on_card = replace(process(), device=torch.device("cuda", 0), ranks=ranks)
+        net = build.build_model(chosen, splits.spec, process(), None)
+        assert type(build.build_batches(chosen, splits, net, on_card).train) is kind
 
 
 def test_training_is_shuffled_and_evaluation_is_large_and_in_order() -> None:
