@@ -67,6 +67,48 @@ _SUMMARY_WIDTHS = (16, 22, 24)
 
 
 @dataclass(frozen=True)
+class Drawing:
+    """How the parts of a table are drawn: the arguments of `table` with these names."""
+
+    test_fraction: float = 0.2
+    val_fraction: float = 0.0
+    seed: int = 0
+    split: str = "random"
+    split_column: str | int | None = None
+    folds: int | None = None
+    fold: int = 0
+
+    def check(self, test_path: str | None = None) -> None:
+        """Raise RequestError for settings that do not go together."""
+        check_split(self.split, self.split_column, self.folds, self.fold)
+        refuse_double_parts(test_path, self.folds)
+
+
+@dataclass(frozen=True)
+class TableOptions:
+    """How a table becomes inputs and targets: the arguments of `table` with these names.
+
+    class_order: names of classes in the order of their numbers, as a set of the datasets library has it; (): sorted.
+    """
+
+    target: str | int | list[str | int] = -1
+    task: TableTask | None = None
+    choice: ColumnChoice = ColumnChoice()
+    missing: str = "impute"
+    normalize: bool = True
+    category_codes: bool = False
+    drawing: Drawing = Drawing()
+    class_order: Sequence[str] = ()
+
+    def check(self) -> None:
+        """Raise RequestError for settings that are no choice."""
+        if self.missing not in ("impute", "error"):
+            hint = did_you_mean(self.missing, ("impute", "error"))
+            raise RequestError(f"data.missing={self.missing} is no choice; {hint}type impute or error")
+        check_task(self.task)
+
+
+@dataclass(frozen=True)
 class Trouble:
     """A cell that cannot be used."""
 
@@ -113,12 +155,11 @@ def table(
     category_codes: a column of categories is one feature, see DataSpec.code_counts, for models that embed them.
     Raises DataError or RequestError, naming file, line and column, up to ten at once.
     """
-    if missing not in ("impute", "error"):
-        hint = did_you_mean(missing, ("impute", "error"))
-        raise RequestError(f"data.missing={missing} is no choice; {hint}type impute or error")
-    check_task(task)
-    check_split(split, split_column, folds, fold)
-    refuse_double_parts(test_path, folds)
+    drawing = Drawing(test_fraction, val_fraction, seed, split, split_column, folds, fold)
+    choice = ColumnChoice(columns, drop, categorical, kinds)
+    options = TableOptions(target, task, choice, missing, normalize, category_codes, drawing)
+    options.check()
+    drawing.check(test_path)
 
     saved = None if preprocessing is None else Preprocessing.from_plain(preprocessing)
     if saved is not None:
@@ -131,49 +172,72 @@ def table(
     # Files of other parts are joined to the main one, so that targets and kinds of columns are judged over all rows.
     main = read_file(Path(path).expanduser(), text_format)
     files = [main, *read_parts_beside(main, text_format, val_path, test_path)]
+    splits = split_table(files, options, val_path is not None, test_path is not None, saved)
+    return replace(splits, unheeded=find_unheeded(test_path, val_path, folds))
+
+
+def split_table(
+    files: Sequence[TableFile], options: TableOptions, has_val: bool, has_test: bool, saved: Preprocessing | None
+) -> Splits:
+    """Splits of a table that was read: the main file, then that of the validation and that of the test part.
+
+    has_val, has_test: whether there are such files. saved: the preprocessing of a trained model.
+    """
+    main = files[0]
     joined = join_files(files)
+    drawing = options.drawing
+    positions = _find_targets(joined, options.target, saved)
+    values, target_notes = read_targets(joined, positions, options.task, options.class_order)
 
-    positions = _find_targets(joined, target, saved)
-    values, target_notes = read_targets(joined, positions, task)
-    rows = len(main.table.lines)
-
-    split_position = find_split_column(joined, split_column, positions)
+    split_position = find_split_column(joined, drawing.split_column, positions)
     # A table that nothing can be learned from is not split: all its rows can still be evaluated.
     nothing_to_learn = explain_nothing_to_learn(main.table, positions, values)
-    if not nothing_to_learn and values.task == "multiclass" and len(values.class_names) == rows > 2:
+    if not nothing_to_learn and values.task == "multiclass" and len(values.class_names) == len(main.table.lines) > 2:
         name = joined.table.names[positions[0]]
         nothing_to_learn = (
-            f"{path}: the target, column '{name}', is another class in each row, so there is "
+            f"{main.table.path}: the target, column '{name}', is another class in each row, so there is "
             "nothing to learn; type data.target=<another column>, or data.task=regression for a quantity"
         )
-
-    plan = make_plan(joined, split, split_position, seed, values, rows)
-    drawn_test = 0.0 if test_path is not None or nothing_to_learn else test_fraction
-    drawn_val = 0.0 if val_path is not None or nothing_to_learn else val_fraction
-    parts = draw_parts(rows, plan, drawn_test, drawn_val, None if nothing_to_learn else folds, fold)
-    parts = add_given_parts(parts, files, val_path, test_path)
+    drawn = Drawing(test_fraction=0.0, split=drawing.split) if nothing_to_learn else drawing
+    parts = draw_table_parts(files, joined, split_position, values, drawn, has_val, has_test)
 
     if saved is None:
         # The group, such as a patient, is no input: the model is tested on groups that it has not met.
-        others = [split_position] if split == "group" and split_position is not None else []
-        choice = ColumnChoice(columns, drop, categorical, kinds)
-        chosen = choose_kinds(joined, positions, choice, others)
-        fitted, encoded, column_notes = _fit(joined, positions, chosen, parts.train, missing, normalize, category_codes)
+        others = [split_position] if drawing.split == "group" and split_position is not None else []
+        chosen = choose_kinds(joined, positions, options.choice, others)
+        fitted, encoded, column_notes = _fit(joined, positions, chosen, parts.train, options)
         summary = _summarize(joined, chosen, fitted)
     else:
-        fitted, encoded, column_notes = _apply(joined, saved, missing)
+        fitted, encoded, column_notes = _apply(joined, saved, options.missing)
         summary = ()
 
     # By the file and these numbers a trained model tells whether rows it evaluates were trained on.
     crc = zlib.crc32(parts.train.astype("<i8").tobytes())
     fitted = replace(fitted, sha256=joined.sha256, rows_crc=crc)
-    spec = _make_spec(fitted, values, parts.train, normalize)
+    spec = _make_spec(fitted, values, parts.train, options.normalize)
     notes = [*joined.notes, *target_notes, *column_notes, *parts.notes]
     # A class without test rows makes a metric look better, or worse, than it is.
     if values.task in ("binary", "multiclass") and len(parts.test):
         notes.append(describe_small_classes(values.values[parts.test].astype(np.int64), values.class_names))
-    unheeded = find_unheeded(test_path, val_path, folds)
-    return _make_splits(joined, files, encoded, values, parts, spec, notes, nothing_to_learn, unheeded, summary)
+    return _make_splits(files, encoded, values, parts, spec, notes, nothing_to_learn, summary)
+
+
+def draw_table_parts(
+    files: Sequence[TableFile],
+    joined: TableFile,
+    split_position: int | None,
+    values: Target,
+    drawing: Drawing,
+    has_val: bool,
+    has_test: bool,
+) -> RowParts:
+    """The rows of each part: those of files that are parts, and what is drawn from the main file."""
+    rows = len(files[0].table.lines)
+    plan = make_plan(joined, drawing.split, split_position, drawing.seed, values, rows)
+    test_fraction = 0.0 if has_test else drawing.test_fraction
+    val_fraction = 0.0 if has_val else drawing.val_fraction
+    parts = draw_parts(rows, plan, test_fraction, val_fraction, drawing.folds, drawing.fold)
+    return add_given_parts(parts, files, has_val, has_test)
 
 
 def hash_files(arguments: Mapping[str, Any]) -> str:
@@ -268,14 +332,12 @@ def join_files(files: Sequence[TableFile]) -> TableFile:
     return replace(main, table=joined, notes=notes, sha256=sha256, sources=sources)
 
 
-def add_given_parts(
-    parts: RowParts, files: Sequence[TableFile], val_path: str | None, test_path: str | None
-) -> RowParts:
+def add_given_parts(parts: RowParts, files: Sequence[TableFile], has_val: bool, has_test: bool) -> RowParts:
     """The parts with the rows of the files that are parts themselves."""
     start = len(files[0].table.lines)
     others = iter(files[1:])
-    for name, path in (("val", val_path), ("test", test_path)):
-        if path is not None:
+    for name, has_part in (("val", has_val), ("test", has_test)):
+        if has_part:
             count = len(next(others).table.lines)
             rows = np.arange(start, start + count)
             parts = replace(parts, val=rows) if name == "val" else replace(parts, test=rows)
@@ -312,8 +374,13 @@ def _find_targets(file: TableFile, target: str | int | Sequence[str | int], save
     return positions
 
 
-def read_targets(file: TableFile, columns: Sequence[int], task: TableTask | None) -> tuple[Target, list[str]]:
-    """The targets with notes on how they were read; DataError for cells that they cannot have."""
+def read_targets(
+    file: TableFile, columns: Sequence[int], task: TableTask | None, class_order: Sequence[str] = ()
+) -> tuple[Target, list[str]]:
+    """The targets with notes on how they were read; DataError for cells that they cannot have.
+
+    class_order: names of classes, of which those that are there get their numbers in this order.
+    """
     if not columns:
         # All columns are inputs, for an autoencoder.
         return Target("regression", np.zeros((len(file.table.lines), 0))), []
@@ -321,12 +388,22 @@ def read_targets(file: TableFile, columns: Sequence[int], task: TableTask | None
         raise RequestError(f"data.task={task} takes one target column, and data.target names {len(columns)}")
     if len(columns) == 1 and task != "multilabel":
         values, notes = _read_target(file, columns[0], task)
+        values = _order_classes(values, class_order)
     else:
         values, notes = _read_several(file, columns, task)
 
     if task is None:
         notes = [describe_guess([file.table.names[column] for column in columns], values), *notes]
     return values, notes
+
+
+def _order_classes(target: Target, order: Sequence[str]) -> Target:
+    """The same classes, numbered in the order of these names if all are among them."""
+    if not target.class_names or not set(target.class_names) <= set(order):
+        return target
+    names = tuple(name for name in order if name in target.class_names)
+    numbers = np.array([names.index(name) for name in target.class_names])
+    return replace(target, values=numbers[target.values.astype(np.int64)], class_names=names)
 
 
 def _read_several(file: TableFile, columns: Sequence[int], task: TableTask | None) -> tuple[Target, list[str]]:
@@ -453,9 +530,7 @@ def _fit(
     targets: Sequence[int],
     chosen: Sequence[ColumnKind],
     train_rows: RowIndices,
-    missing: str,
-    normalize: bool,
-    category_codes: bool,
+    options: TableOptions,
 ) -> _Encoded:
     """Fit the preprocessing to the training rows, and encode all rows."""
     table = file.table
@@ -481,7 +556,7 @@ def _fit(
                     "numbers as they are."
                 )
 
-        if missing == "error":
+        if options.missing == "error":
             gaps = [Trouble(row, column.index, "is empty") for row in _find_gap_rows(cells)]
             raise_troubles(file, gaps, "data.missing=impute fills gaps")
 
@@ -493,8 +568,8 @@ def _fit(
             train_rows,
             file.decimal,
             day_first,
-            normalize,
-            category_codes,
+            options.normalize,
+            options.category_codes,
         )
         troubles += _list_wrong_cells(column.index, column.kind, cells, wrong)
         fitted.append(result)
@@ -666,7 +741,6 @@ def make_origin(files: Sequence[TableFile]) -> Origin:
 
 
 def _make_splits(
-    file: TableFile,
     files: Sequence[TableFile],
     inputs: Sequence[NDArray[Any]],
     target: Target,
@@ -674,7 +748,6 @@ def _make_splits(
     spec: DataSpec,
     notes: Sequence[str],
     nothing_to_learn: str,
-    unheeded: Mapping[str, str],
     summary: tuple[tuple[str, ...], ...],
 ) -> Splits:
     origin = make_origin(files)
@@ -700,7 +773,6 @@ def _make_splits(
         spec,
         tuple(note for note in notes if note),
         nothing_to_learn=nothing_to_learn,
-        unheeded=unheeded,
         columns=summary,
     )
 

@@ -18,27 +18,26 @@ from dlrun.core.errors import DataError, RequestError, join_names
 from dlrun.core.suggest import did_you_mean
 from dlrun.data.class_folders import NAMES_OF_PARTS, find_part, list_files_below, note_beside
 from dlrun.data.columns.named import read_named
-from dlrun.data.columns.parts import RowParts, check_split, describe_small_classes, draw_parts
+from dlrun.data.columns.parts import RowParts, describe_small_classes
 from dlrun.data.columns.reading import TableFile, TextFormat, decode, hash_file, unescape_separator
 from dlrun.data.datasets import RowIndices
 from dlrun.data.files.table import Table, parse_numbers
 from dlrun.data.origin import Origin
 from dlrun.data.spec import DataSpec, Split, Splits
 from dlrun.data.tables import (
+    Drawing,
     Trouble,
-    add_given_parts,
     check_task,
     combine_hashes,
+    draw_table_parts,
     find_split_column,
     find_unheeded,
     fit_target_scale,
     join_files,
     make_origin,
-    make_plan,
     raise_troubles,
     read_parts_beside,
     read_targets,
-    refuse_double_parts,
 )
 from dlrun.data.tabular import TableTask, Target, count_outputs, explain_nothing_to_learn
 from dlrun.data.tokens import UNITS, UNKNOWN, Corpus, Tokenizer, Unit, check_columns, choose_vocabulary, read_corpus
@@ -53,13 +52,13 @@ _SAMPLE_ROWS = 200
 
 
 @dataclass(frozen=True)
-class _Source:
+class TextSource:
     """The texts with their targets in one table, whose first rows are those of the first file.
 
-    val, test: whether a file, or a folder, is that part. text_columns, targets: positions.
+    has_val, has_test: whether a file, or a folder, is that part. text_columns, targets: positions.
     """
 
-    files: list[TableFile]
+    files: Sequence[TableFile]
     joined: TableFile
     text_columns: list[int]
     targets: list[int]
@@ -67,6 +66,30 @@ class _Source:
     has_test: bool
     is_folder: bool
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """How texts are cut into tokens, and which of these get codes: the arguments of `text` with these names."""
+
+    tokens: Unit = "words"
+    lower_case: bool | None = None
+    vocabulary_size: int | None = 20000
+    min_count: int = 2
+    max_length: int | None = 256
+
+    def make_tokenizer(self) -> Tokenizer:
+        """A tokenizer without a vocabulary; RequestError for values that are no choice."""
+        if self.tokens not in UNITS:
+            hint = did_you_mean(str(self.tokens), UNITS)
+            raise RequestError(f"data.tokens={self.tokens} is no choice; {hint}type words or characters")
+
+        for key in ("max_length", "vocabulary_size", "min_count"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise RequestError(f"data.{key}={value} must be at least 1")
+        lower_case = self.tokens == "words" if self.lower_case is None else self.lower_case
+        return Tokenizer(self.tokens, lower_case, self.max_length)
 
 
 def text(
@@ -106,9 +129,10 @@ def text(
     check_task(task)
     if preprocessing is not None:
         check_columns(preprocessing)
-    tokenizer = _make_tokenizer(tokens, lower_case, max_length, vocabulary_size, min_count)
-    check_split(split, split_column, folds, fold)
-    refuse_double_parts(test_path, folds)
+    choice = Vocabulary(tokens, lower_case, vocabulary_size, min_count, max_length)
+    choice.make_tokenizer()
+    drawing = Drawing(test_fraction, val_fraction, seed, split, split_column, folds, fold)
+    drawing.check(test_path)
 
     text_format = TextFormat(unescape_separator(separator), header, encoding, decimal)
     folder = Path(path).expanduser()
@@ -120,29 +144,45 @@ def text(
         if classes is not None:
             raise RequestError(f"data.classes is for a folder of class folders, and {path} is a table; leave it out")
 
-    # From here on a folder is a table too, of a text and its class a row.
+    splits = split_texts(source, task, choice, drawing, normalize, preprocessing)
+    unheeded = find_unheeded("" if source.has_test else None, "" if source.has_val else None, folds)
+    if source.is_folder and source.has_val:
+        unheeded["test_fraction"] = f"the parts are folders of {path}"
+    return replace(splits, unheeded=unheeded)
+
+
+def split_texts(
+    source: TextSource,
+    task: TableTask | None,
+    choice: Vocabulary,
+    drawing: Drawing,
+    normalize: bool,
+    preprocessing: Mapping[str, Any] | None,
+    class_order: Sequence[str] = (),
+) -> Splits:
+    """Splits of texts that were read: a folder is a table too, of a text and its class a row.
+
+    class_order: names of classes in the order of their numbers; (): sorted.
+    """
     joined = source.joined
-    values, target_notes = read_targets(joined, source.targets, task)
-    rows = len(source.files[0].table.lines)
-    split_position = find_split_column(joined, split_column, source.targets)
+    main = source.files[0].table
+    values, target_notes = read_targets(joined, source.targets, task, class_order)
+    split_position = find_split_column(joined, drawing.split_column, source.targets)
     # Rows that cannot be trained on are kept together: they can still be evaluated.
-    nothing_to_learn = explain_nothing_to_learn(source.files[0].table, source.targets, values)
-    if not nothing_to_learn and values.task == "multiclass" and len(values.class_names) == rows > 2:
+    nothing_to_learn = explain_nothing_to_learn(main, source.targets, values)
+    if not nothing_to_learn and values.task == "multiclass" and len(values.class_names) == len(main.lines) > 2:
         nothing_to_learn = (
-            f"{path}: the target, column '{joined.table.names[source.targets[0]]}', is another class in each row, so "
-            "there is nothing to learn; type data.target=<another column>"
+            f"{main.path}: the target, column '{joined.table.names[source.targets[0]]}', is another class in each row, "
+            "so there is nothing to learn; type data.target=<another column>"
         )
 
-    plan = make_plan(joined, split, split_position, seed, values, rows)
-    # A folder with parts of its own has no test part unless there is a folder of it.
-    has_test = source.has_test or (source.has_val and source.is_folder)
-    drawn_test = 0.0 if has_test or nothing_to_learn else test_fraction
-    drawn_val = 0.0 if source.has_val or nothing_to_learn else val_fraction
-    parts = draw_parts(rows, plan, drawn_test, drawn_val, None if nothing_to_learn else folds, fold)
-    has_part = [("val", source.has_val), ("test", source.has_test)]
-    parts_of_files = {name: name if is_given else None for name, is_given in has_part}
-    parts = add_given_parts(parts, source.files, parts_of_files["val"], parts_of_files["test"])
+    drawn = Drawing(test_fraction=0.0, split=drawing.split) if nothing_to_learn else drawing
+    if source.has_val and source.is_folder:
+        # A folder with parts of its own has no test part unless there is a folder of it.
+        drawn = replace(drawn, test_fraction=0.0)
+    parts = draw_table_parts(source.files, joined, split_position, values, drawn, source.has_val, source.has_test)
 
+    tokenizer = choice.make_tokenizer()
     if preprocessing is not None:
         tokenizer = Tokenizer.from_plain(preprocessing, preprocessing["vocabulary"])
     corpus = read_corpus(_join_columns(joined, source.text_columns), tokenizer)
@@ -150,7 +190,8 @@ def text(
     if preprocessing is None:
         # Of the training rows alone: a word of the test part must not get a code of its own.
         counts = corpus.count(parts.train)
-        tokenizer = replace(tokenizer, vocabulary=choose_vocabulary(corpus.tokens, counts, vocabulary_size, min_count))
+        vocabulary = choose_vocabulary(corpus.tokens, counts, choice.vocabulary_size, choice.min_count)
+        tokenizer = replace(tokenizer, vocabulary=vocabulary)
 
     codes_and_lengths = corpus.encode(tokenizer.vocabulary)
 
@@ -161,9 +202,6 @@ def text(
     if values.task in ("binary", "multiclass") and len(parts.test):
         notes.append(describe_small_classes(values.values[parts.test].astype(np.int64), values.class_names))
 
-    unheeded = find_unheeded("" if source.has_test else None, "" if source.has_val else None, folds)
-    if source.is_folder:
-        unheeded |= {name: f"the parts are folders of {path}" for name in ("test_fraction",) if source.has_val}
     origin = _make_origin(source)
 
     def select(chosen: RowIndices) -> Split | None:
@@ -183,7 +221,6 @@ def text(
         spec,
         tuple(note for note in notes if note),
         nothing_to_learn=nothing_to_learn,
-        unheeded=unheeded,
     )
 
 
@@ -204,19 +241,6 @@ def _hash_folder(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _make_tokenizer(
-    tokens: str, lower_case: bool | None, max_length: int | None, vocabulary_size: int | None, min_count: int
-) -> Tokenizer:
-    if tokens not in UNITS:
-        hint = did_you_mean(str(tokens), UNITS)
-        raise RequestError(f"data.tokens={tokens} is no choice; {hint}type words or characters")
-
-    for key, value in (("max_length", max_length), ("vocabulary_size", vocabulary_size), ("min_count", min_count)):
-        if value is not None and value < 1:
-            raise RequestError(f"data.{key}={value} must be at least 1")
-    return Tokenizer(tokens, tokens == "words" if lower_case is None else lower_case, max_length)  # type: ignore[arg-type]
-
-
 # Tables
 
 
@@ -228,7 +252,7 @@ def _read_tables(
     val_path: str | None,
     test_path: str | None,
     saved: Mapping[str, Any] | None,
-) -> _Source:
+) -> TextSource:
     names: list[str] = []
     for column in (*_list_columns(text), *_list_columns(target)):
         names += [column] if isinstance(column, str) else []
@@ -261,7 +285,7 @@ def _read_tables(
         # The last column that is no text, as for other tables.
         targets = [[number for number in range(len(joined.table.names)) if number not in texts][-1]]
     _refuse_twice(joined.table, texts, targets)
-    return _Source(files, joined, texts, targets, val_path is not None, test_path is not None, False, tuple(notes))
+    return TextSource(files, joined, texts, targets, val_path is not None, test_path is not None, False, tuple(notes))
 
 
 def _list_columns(columns: str | int | Sequence[str | int] | None) -> list[str | int]:
@@ -330,7 +354,7 @@ def _refuse_empty(file: TableFile, columns: Sequence[int], corpus: Corpus) -> No
 
 def _read_folder(
     folder: Path, encoding: str | None, classes: Sequence[str] | None, folder_keys: Mapping[str, Any]
-) -> _Source:
+) -> TextSource:
     """Texts in class folders, in `folder` itself or in its folders train, val and test."""
     for key, value in folder_keys.items():
         if value is not None:
@@ -369,7 +393,7 @@ def _read_folder(
     joined = replace(
         joined, sources=tuple(chain.from_iterable(file.sources for file in files)), sha256=_hash_folder(folder)
     )
-    return _Source(files, joined, [0], [1], "val" in bases, "test" in bases, True, tuple(notes))
+    return TextSource(files, joined, [0], [1], "val" in bases, "test" in bases, True, tuple(notes))
 
 
 def _list_folders(folder: Path) -> list[Path]:
@@ -443,7 +467,7 @@ def _read_part(
     return TableFile(table, None, encoding, ".", "", sources=tuple((path, 1) for path in paths))
 
 
-def _make_origin(source: _Source) -> Origin:
+def _make_origin(source: TextSource) -> Origin:
     if not source.is_folder:
         return make_origin(source.files)
     names: NDArray[np.bytes_] = np.array([os.fsencode(path) for path, _ in source.joined.sources])
@@ -454,7 +478,7 @@ def _make_origin(source: _Source) -> Origin:
 
 
 def _make_spec(
-    source: _Source, tokenizer: Tokenizer, target: Target, train_rows: RowIndices, normalize: bool, longest: int
+    source: TextSource, tokenizer: Tokenizer, target: Target, train_rows: RowIndices, normalize: bool, longest: int
 ) -> DataSpec:
     table = source.joined.table
     target_mean, target_std = fit_target_scale(target, train_rows, normalize)
