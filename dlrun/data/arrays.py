@@ -73,7 +73,7 @@ def arrays(
     test_fraction: float = 0.2,
     normalize: bool = True,
     seed: int = 0,
-    layout: Literal["channels_first", "channels_last"] | None = "channels_first",
+    layout: Layout | None = "channels_first",
     infer_classes: bool = False,
 ) -> Splits:
     """x.npy and y.npy in the folder `path`, with val_x.npy, val_y.npy and test_x.npy, test_y.npy if present.
@@ -89,6 +89,21 @@ def arrays(
     Raises DataError for files that are missing, damaged, or hold something else.
     """
     files = open_files(Path(path).expanduser())
+    return split_arrays(files, path, task, class_names, test_fraction, normalize, seed, layout, infer_classes)
+
+
+def split_arrays(
+    files: ArrayFiles,
+    path: str,
+    task: TaskName | Literal["autoencoder"] | None,
+    class_names: list[str] | None,
+    test_fraction: float,
+    normalize: bool,
+    seed: int,
+    layout: Layout | None = None,
+    infer_classes: bool = True,
+) -> Splits:
+    """Splits of the arrays x and y, and of those of other parts; path: what they lie in, for sentences."""
     mistakes = ErrorList(_MOST_MISTAKES)
     opened = {name: mistakes.collect(_open_pair, files, name, task == "autoencoder") for name in _PARTS}
     mistakes.raise_if_any()

@@ -1,20 +1,24 @@
-"""Classes that data name by number or by text, as the numbers 0, 1, … of the net's outputs."""
+"""Classes that data name by number or by text, as the numbers 0, 1, … of the net's outputs; and values."""
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dlrun.core.errors import DataError, ErrorList, RequestError, join_names
-from dlrun.data.datasets import RowIndices, partition_by_class
+from dlrun.data.datasets import RowIndices, partition, partition_by_class
 from dlrun.data.spec import MOST_CLASSES
 
 _MOST_MISTAKES = 10
 
 # The classes of the rows of a part, and the names of the rows, for sentences.
 Labels = tuple[Sequence[Any], Sequence[str]]
+
+PictureTask = Literal["multiclass", "binary", "regression"]
 
 
 def number_classes(
@@ -82,27 +86,69 @@ def _find_problem(value: Any, is_text: bool) -> str:
     return f"and the first one is {'a text' if is_text else 'a whole number'}; write all alike"
 
 
-def refuse_many_classes(task: str, classes: Sequence[str], path: str) -> None:
+def refuse_many_classes(task: str | None, classes: Sequence[str], path: str) -> None:
     """RequestError for a binary task with more than two classes."""
     if task == "binary" and len(classes) > 2:
         raise RequestError(f"data.task=binary: {path} holds {len(classes)} classes; type data.task=multiclass")
 
 
-def explain_single_class(train: Tensor, classes: Sequence[str], path: str) -> str:
-    """Why there is nothing to learn, if all training rows are of one class; else ""."""
-    if bool((train != train[0]).any()):
-        return ""
-    return f"{path} holds only the class '{classes[int(train[0])]}', so there is nothing to tell apart"
+@dataclass(frozen=True)
+class Answers:
+    """What a net is to learn of single rows, such as pictures.
+
+    targets: of each part, int64 (N,) classes, or float32 (N, 1) values of a regression, which has no class_names.
+    """
+
+    targets: Mapping[str, Tensor]
+    task: PictureTask
+    class_names: Sequence[str] = ()
+    notes: tuple[str, ...] = ()
+    nothing_to_learn: str = ""
+
+    def choose_rows(self, test_fraction: float, seed: int, path: str) -> dict[str, tuple[str, RowIndices]]:
+        """Of each part the one that its rows are in, and the rows; a missing test part is drawn from training."""
+        rows = {part: (part, np.arange(len(targets))) for part, targets in self.targets.items()}
+        if "test" in rows or self.nothing_to_learn:
+            return rows
+
+        train = self.targets["train"]
+        if self.task == "regression":
+            first, second = partition(len(train), test_fraction, seed)
+        else:
+            first, second = partition_by_class(train.numpy(), self.class_names, test_fraction, seed, path)
+        rows["train"] = ("train", first)
+        return rows | ({"test": ("train", second)} if len(second) else {})
 
 
-def choose_rows(
-    numbered: Mapping[str, Tensor], classes: Sequence[str], test_fraction: float, seed: int, path: str
-) -> dict[str, tuple[str, RowIndices]]:
-    """Of each part the one that its rows are in, and the rows; a test part that is missing is drawn from training."""
-    rows = {part: (part, np.arange(len(codes))) for part, codes in numbered.items()}
-    if "test" in numbered:
-        return rows
+def read_labels(
+    labels: Mapping[str, Labels], class_names: Sequence[str] | None, where: str, task: str | None, path: str
+) -> Answers:
+    """The classes or values of each part; arguments as in `number_classes`.
 
-    train, test = partition_by_class(numbered["train"].numpy(), classes, test_fraction, seed, path)
-    rows["train"] = ("train", train)
-    return rows | ({"test": ("train", test)} if len(test) else {})
+    task: None for values if the first is a fraction or another float, else classes. path: what the rows are of, for
+    sentences. Raises DataError as `number_classes` does, RequestError for a task that a single answer cannot have.
+    """
+    if task not in (None, *get_args(PictureTask)):
+        raise RequestError(f"data.task={task} is not for pictures; type multiclass, binary or regression")
+    if task == "regression" or (task is None and isinstance(labels["train"][0][0], float)):
+        values = {part: _read_values(where, *rows) for part, rows in labels.items()}
+        note = () if task else (f"{where} was taken for regression; data.task=multiclass says otherwise.",)
+        return Answers(values, "regression", notes=note)
+
+    numbered, classes = number_classes(labels, class_names, where)
+    refuse_many_classes(task, classes, path)
+    train = numbered["train"]
+    nothing_to_learn = ""
+    if bool((train == train[0]).all()):
+        nothing_to_learn = f"{path} holds only the class '{classes[int(train[0])]}', so there is nothing to tell apart"
+    return Answers(numbered, "binary" if task == "binary" else "multiclass", classes, (), nothing_to_learn)
+
+
+def _read_values(where: str, values: Sequence[Any], names: Sequence[str]) -> Tensor:
+    """float32 (N, 1); DataError for up to ten that are no finite numbers."""
+    mistakes = ErrorList(_MOST_MISTAKES)
+    for row, value in enumerate(values):
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            mistakes.add(DataError(f"{names[row]}: {where} is {value!r}, which is no finite number; write one"))
+    mistakes.raise_if_any()
+    return torch.tensor(values, dtype=torch.float32).unsqueeze(1)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dlrun.data.class_folders import LabelColumns, find_files, find_labelled_files, list_tables
-from dlrun.data.class_numbers import refuse_many_classes
+from dlrun.data.class_numbers import Answers, refuse_many_classes
 from dlrun.data.pictures import PictureOptions, build_picture_splits, measure_pixel_range
 from dlrun.data.spec import Splits
 
@@ -81,4 +81,6 @@ def image_folder(
         pixels, note = measure_pixel_range(files["train"])
         options = replace(options, pixel_range=pixels)
         notes += note
-    return build_picture_splits(files, class_names, options, notes, unheeded, nothing_to_learn)
+    targets = {part: pictures.targets for part, pictures in files.items()}
+    answers = Answers(targets, task, class_names, nothing_to_learn=nothing_to_learn)
+    return build_picture_splits(files, answers, options, notes, unheeded)

@@ -4,6 +4,7 @@ import io
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -15,11 +16,31 @@ from torch import Tensor
 from dlrun.core.errors import DataError, RequestError, join_names
 from dlrun.core.suggest import did_you_mean
 from dlrun.core.user_code import get_first_clause
+from dlrun.data.arrays import split_arrays
 from dlrun.data.class_folders import is_image
-from dlrun.data.class_numbers import choose_rows, explain_single_class, number_classes, refuse_many_classes
+from dlrun.data.class_numbers import Labels, read_labels
+from dlrun.data.columns.kinds import ColumnChoice
+from dlrun.data.columns.preprocessing import Preprocessing
+from dlrun.data.datasets import hold_out
+from dlrun.data.hub_columns import (
+    MODALITIES,
+    HubArrays,
+    HubPart,
+    Modality,
+    choose_array,
+    choose_table_columns,
+    choose_text,
+    judge_modality,
+    list_columns,
+    read_part,
+)
 from dlrun.data.origin import Origin
 from dlrun.data.pictures import EncodedPictures, PictureOptions, build_picture_splits
 from dlrun.data.spec import Splits
+from dlrun.data.tables import Drawing, TableOptions, join_files, split_table
+from dlrun.data.tabular import TableTask
+from dlrun.data.text import TextSource, Vocabulary, split_texts
+from dlrun.data.tokens import Unit, is_text
 
 HUGGINGFACE_TARGET = "dlrun.data.hub_sets.huggingface"
 
@@ -75,8 +96,8 @@ class HubPictures:
 def huggingface(
     path: str,
     subset: str | None = None,
-    input: str | None = None,
-    target: str | None = None,
+    input: str | list[str] | None = None,
+    target: str | list[str] | None = None,
     class_names: list[str] | None = None,
     train_split: str | None = None,
     val_split: str | None = None,
@@ -91,53 +112,254 @@ def huggingface(
     test_fraction: float = 0.2,
     seed: int = 0,
     augment: list[Any] | None = None,
-    task: Literal["multiclass", "binary"] = "multiclass",
+    task: TableTask | None = None,
     in_memory: bool | None = None,
+    modality: Modality | None = None,
+    tokens: Unit = "words",
+    lower_case: bool | None = None,
+    vocabulary_size: int | None = 20000,
+    min_count: int = 2,
+    max_length: int | None = 256,
+    drop: list[Any] | None = None,
+    categorical: list[Any] | None = None,
+    kinds: dict[str, Any] | None = None,
+    missing: str = "impute",
+    normalize: bool = True,
+    val_fraction: float = 0.0,
+    preprocessing: dict[str, Any] | None = None,
+    category_codes: bool = False,
 ) -> Splits:
-    """Pictures and their classes from a set of the datasets library.
+    """Pictures, texts, tables or arrays, with a class or a value each, from a set of the datasets library.
 
     path: a folder that save_to_disk wrote, a folder of Parquet, Arrow, CSV or JSON files or one of these, or the name
-    of a set that the library's cache holds, of which `subset` names the configuration. input, target: names of the
-    columns; None for the only one of pictures, and the only one of classes or a usual name. train_split, val_split,
-    test_split: names of the splits; None for train, validation and test where the set has them.
+    of a set that the library's cache holds, of which `subset` names the configuration. modality: what it is read as;
+    None: by the types of the columns, see `judge_modality`. input, target: names of columns; None for the first of
+    pictures, texts or arrays or all that a table can have, and for the only one of classes or a usual name.
+    train_split, val_split, test_split: names of the splits; None for train, validation and test where there are such.
 
-    The other arguments are those of `image_folder`. Raises DataError or RequestError, naming set, column or row.
+    The other arguments are those of `image_folder`, and for texts, tables and arrays of `text`, `table` and `arrays`.
+    Raises DataError or RequestError, naming set, column or row.
     """
     _import_datasets()
     pixels = tuple(pixel_range or ())
     options = PictureOptions(image_size, mean, std, grayscale, augment, in_memory, background, pixels, task, True)
     options.check()
+    vocabulary = Vocabulary(tokens, lower_case, vocabulary_size, min_count, max_length)
+    vocabulary.make_tokenizer()
+    choice = ColumnChoice(list_columns(input) or None, drop, categorical, kinds)
+    drawing = Drawing(test_fraction, val_fraction, seed)
+    table_options = TableOptions(-1, task, choice, missing, normalize, category_codes, drawing)
+    table_options.check()
 
-    splits = open_splits(path, subset)
-    chosen = _choose_splits(path, splits, {"train": train_split, "val": val_split, "test": test_split})
+    hub = _choose_columns(
+        path, open_splits(path, subset), (train_split, val_split, test_split), modality, input, target, preprocessing
+    )
+    if hub.modality == "image":
+        splits = _read_pictures(hub, class_names, test_fraction, seed, options)
+    elif hub.modality == "array":
+        names = class_names or hub.get_class_names()
+        files = HubArrays(hub.parts, hub.inputs[0], hub.targets)
+        array_task: Any = task
+        splits = split_arrays(files, path, array_task, names, test_fraction, normalize, seed)
+    else:
+        splits = _read_columns(hub, class_names, vocabulary, table_options, preprocessing)
+
+    unheeded = dict.fromkeys(_list_foreign_keys(hub.modality), f"it is not for data.modality={hub.modality}")
+    if "test" in hub.parts:
+        unheeded["test_fraction"] = f"the set's split {hub.chosen['test']} is the test part"
+    if splits.val is None and hub.modality in ("image", "array"):
+        train, val = hold_out(splits.train, val_fraction, seed)
+        splits = replace(splits, train=train, val=val)
+    elif "val" in hub.parts:
+        unheeded["val_fraction"] = f"the set's split {hub.chosen['val']} is the validation part"
+    return replace(splits, notes=(*hub.notes, *splits.notes), unheeded={**splits.unheeded, **unheeded})
+
+
+@dataclass(frozen=True)
+class _HubSet:
+    """A set whose splits and columns are chosen.
+
+    splits: by name; parts: by train, val and test; chosen: the names of their splits.
+    """
+
+    path: str
+    parts: dict[str, HubPart]
+    chosen: dict[str, str]
+    modality: Modality
+    inputs: list[str]
+    targets: list[str]
+    notes: tuple[str, ...]
+
+    @property
+    def features(self) -> Mapping[str, Any]:
+        """The types of the columns, by name."""
+        features: Mapping[str, Any] = self.parts["train"].dataset.features
+        return features
+
+    def get_class_names(self) -> list[str] | None:
+        """The names of the classes in the only target, if it has such."""
+        names = getattr(self.features[self.targets[0]], "names", None) if len(self.targets) == 1 else None
+        return None if names is None else [str(name) for name in names]
+
+
+# Settings that are for some of the modalities alone.
+_KEYS: dict[tuple[Modality, ...], str] = {
+    ("image",): "image_size mean std normalization grayscale background pixel_range augment in_memory",
+    ("text",): "tokens lower_case vocabulary_size min_count max_length",
+    ("table",): "drop categorical kinds missing",
+    ("text", "table", "array"): "normalize",
+}
+
+
+def _list_foreign_keys(modality: Modality) -> list[str]:
+    """The settings that are for other modalities."""
+    return [key for modalities, keys in _KEYS.items() if modality not in modalities for key in keys.split()]
+
+
+def _choose_columns(
+    path: str,
+    splits: Mapping[str, Any],
+    typed_splits: tuple[str | None, str | None, str | None],
+    modality: Modality | None,
+    input: str | list[str] | None,
+    target: str | list[str] | None,
+    trained: Mapping[str, Any] | None,
+) -> _HubSet:
+    """Decide which splits and columns are read, and as what; trained: the preprocessing of a trained model."""
+    if modality not in (None, *MODALITIES):
+        hint = did_you_mean(str(modality), MODALITIES)
+        raise RequestError(f"data.modality={modality} is no choice; {hint}type one of {', '.join(MODALITIES)}")
+    chosen = _choose_splits(path, splits, dict(zip(_USUAL_SPLITS, typed_splits, strict=True)))
     train = splits[chosen["train"]]
-    column = _choose_input(path, train, input)
-    label = _choose_target(path, train.features, column, target)
+    features = train.features
+    inputs = list_columns(input)
+    for key, names in (("input", inputs), ("target", list_columns(target))):
+        for name in names:
+            _check_column(key, path, features, name)
+    if trained is not None:
+        modality = "text" if is_text(trained) else "table"
+        columns = [str(name) for name in trained.get("text_columns", ())]
+        inputs = inputs or [name for name in columns if name in features]
 
-    parts = {part: _select(splits[name], column, label, f"{path}[{name}]") for part, name in chosen.items()}
-    names = {part: Origin.from_position(f"{path}[{name}]", len(splits[name])) for part, name in chosen.items()}
-    labels = {part: (_read_column(dataset, label), _RowNames(names[part])) for part, dataset in parts.items()}
-    # The hub has test rows whose class is a secret, written as -1.
-    secret = [part for part, (values, _) in labels.items() if part != "train" and set(values) <= {-1, None}]
+    pictures = [name for name, feature in features.items() if _is_picture(feature)]
+    pictures += [name for name in inputs if name not in pictures and _names_pictures(train, name)]
+    targets = [] if target == [] else list_columns(target) or [_choose_target(path, features, inputs, pictures)]
+    both = [name for name in targets if name in inputs]
+    if both:
+        raise RequestError(f"data.input and data.target both name the column {both[0]}; name another by data.target")
+
+    judged = modality or judge_modality(train, inputs, targets, pictures)
+    notes: tuple[str, ...] = ()
+    if judged == "image":
+        inputs = [_choose_picture(path, features, inputs, [name for name in pictures if name not in targets])]
+    elif judged == "text":
+        inputs = inputs or choose_text(path, train, targets)
+    elif judged == "array":
+        inputs = [choose_array(path, features, inputs, targets)]
+    else:
+        inputs, left_out = choose_table_columns(features, inputs, targets)
+        inputs = [name for name in inputs if name not in targets]
+        if left_out:
+            notes = (f"{path}: {join_names(left_out)} cannot be columns of a table, and were left out.",)
+
+    parts = {part: HubPart(f"{path}[{name}]", splits[name]) for part, name in chosen.items()}
+    for source in parts.values():
+        absent = [name for name in (*inputs, *targets) if name not in source.dataset.features]
+        if absent:
+            there = join_names(list(source.dataset.features))
+            raise DataError(f"{source.name} has no column {absent[0]}, it has {there}; write it")
+    hub = _HubSet(path, parts, chosen, judged, inputs, targets, ())
+    if judged in ("text", "table"):
+        _check_targets(hub)
+    secret = _find_secret_parts(hub)
+    notes = (*notes, *(f"{path}: the split {chosen[part]} has no classes, and was not read." for part in secret))
+    used = set(chosen.values())
     for part in secret:
-        del parts[part], labels[part]
-    notes = tuple(f"{path}: the split {chosen.pop(part)} has no classes, and was not read." for part in secret)
-    if class_names is None:
-        class_names = getattr(train.features[label], "names", None)
-    numbered, classes = number_classes(labels, class_names, f"data.target={label}")
-    refuse_many_classes(task, classes, path)
-    nothing_to_learn = explain_single_class(numbered["train"], classes, path)
-    unheeded = {"test_fraction": f"the set's split {chosen['test']} is the test part"} if "test" in parts else {}
+        del parts[part], chosen[part]
+    others = [name for name in splits if name not in used]
+    return replace(hub, notes=(*notes, *_describe(hub, others, modality is None)))
 
-    place = Path(path).expanduser()
+
+def _check_targets(hub: _HubSet) -> None:
+    """Raise DataError for targets that are no class or number a row, and for rows without a class."""
+    for name in hub.targets:
+        feature = hub.features[name]
+        if type(feature).__name__ not in ("Value", "ClassLabel"):
+            others = [other for other, kind in hub.features.items() if type(kind).__name__ in ("Value", "ClassLabel")]
+            raise DataError(
+                f"data.target={name}: this column of {hub.path} holds {type(feature).__name__}, and a row has a class "
+                f"or value; name one of {join_names(others) or 'another set'}"
+            )
+
+
+def _find_secret_parts(hub: _HubSet) -> list[str]:
+    """The parts whose classes are a secret, written as -1: the hub has test rows of that kind."""
+    if len(hub.targets) != 1:
+        return []
+    others = [part for part in hub.parts if part != "train"]
+    return [part for part in others if all(map(_is_secret, _read_column(hub.parts[part].dataset, hub.targets[0])))]
+
+
+def _is_secret(value: Any) -> bool:
+    return value is None or (isinstance(value, int) and value == -1)
+
+
+def _read_pictures(
+    hub: _HubSet, class_names: list[str] | None, test_fraction: float, seed: int, options: PictureOptions
+) -> Splits:
+    if len(hub.targets) != 1:
+        raise RequestError(f"data.target={hub.targets}: a picture has one class or value; name one column")
+    column = hub.inputs[0]
+    label = hub.targets[0]
+    labels: dict[str, Labels] = {}
+    for part, source in hub.parts.items():
+        names = _RowNames(Origin.from_position(source.name, len(source.dataset)))
+        labels[part] = (_read_column(source.dataset, label), names)
+    class_names = class_names or hub.get_class_names()
+    answers = read_labels(labels, class_names, f"data.target={label}", options.task, hub.path)
+
+    place = Path(hub.path).expanduser()
     folder = place.parent if place.is_file() else place
+    as_stored = _import_datasets().Image(decode=False)
+    stored = {}
+    for part, source in hub.parts.items():
+        chosen = source.dataset.with_format(None).select_columns([column, label])
+        stored[part] = chosen.cast_column(column, as_stored)
     pictures: dict[str, EncodedPictures] = {}
-    drawn_fraction = 0.0 if nothing_to_learn else test_fraction
-    for part, (source, rows) in choose_rows(numbered, classes, drawn_fraction, seed, path).items():
-        name = f"{path}[{chosen[source]}]"
-        pictures[part] = HubPictures(parts[source], column, numbered[source], rows, name, folder)
-    notes += tuple(_describe(path, splits, chosen, column, label))
-    return build_picture_splits(pictures, classes, options, notes, unheeded, nothing_to_learn)
+    for part, (lender, rows) in answers.choose_rows(test_fraction, seed, hub.path).items():
+        name = hub.parts[lender].name
+        pictures[part] = HubPictures(stored[lender], column, answers.targets[lender], rows, name, folder)
+    return build_picture_splits(pictures, answers, options)
+
+
+def _read_columns(
+    hub: _HubSet,
+    class_names: list[str] | None,
+    vocabulary: Vocabulary,
+    options: TableOptions,
+    preprocessing: Mapping[str, Any] | None,
+) -> Splits:
+    """Texts, or a table, by the code of data=text and data=table."""
+    columns = [*hub.inputs, *hub.targets]
+    names = {
+        name: feature.names for name, feature in hub.features.items() if name in columns and hasattr(feature, "names")
+    }
+    if class_names is not None and len(hub.targets) == 1:
+        names[hub.targets[0]] = class_names
+    order = names.get(hub.targets[0], ()) if hub.targets else ()
+    files = [read_part(hub.parts[part], columns, names) for part in ("train", "val", "test") if part in hub.parts]
+    has_val = "val" in hub.parts
+    has_test = "test" in hub.parts
+    if hub.modality == "text":
+        positions = [columns.index(name) for name in columns]
+        texts = positions[: len(hub.inputs)]
+        source = TextSource(files, join_files(files), texts, positions[len(texts) :], has_val, has_test, False)
+        return split_texts(source, options.task, vocabulary, options.drawing, options.normalize, preprocessing, order)
+
+    saved = None if preprocessing is None else Preprocessing.from_plain(preprocessing)
+    targets: Any = hub.targets
+    options = replace(options, target=targets, class_order=order)
+    return split_table(files, options, has_val, has_test, saved)
 
 
 class _RowNames(Sequence[str]):
@@ -308,18 +530,15 @@ def _is_picture(feature: Any) -> bool:
     return type(feature).__name__ == "Image" or (isinstance(feature, dict) and {*feature} == {"bytes", "path"})
 
 
-def _choose_input(path: str, train: Any, typed: str | None) -> str:
-    features = train.features
-    pictures = [name for name, feature in features.items() if _is_picture(feature)]
-    if typed is not None:
-        _check_column("input", path, features, typed)
-        if typed not in pictures and not _names_pictures(train, typed):
-            raise DataError(f"data.input={typed}: {_explain_no_picture(path, features, typed)}")
-        return typed
+def _choose_picture(path: str, features: Mapping[str, Any], inputs: Sequence[str], pictures: Sequence[str]) -> str:
+    """The column of pictures: the one that is typed, or the first."""
+    if len(inputs) > 1:
+        raise RequestError(f"data.input={list(inputs)}: pictures lie in one column; name one of {join_names(pictures)}")
+    if inputs and inputs[0] not in pictures:
+        kind = getattr(features[inputs[0]], "dtype", type(features[inputs[0]]).__name__)
+        raise DataError(f"data.input={inputs[0]}: this column of {path} holds {kind} and no pictures; leave it out")
     if not pictures:
-        raise DataError(
-            f"{path}: no column holds pictures, of {join_names(list(features))}; {_suggest_other_data(path)}"
-        )
+        raise DataError(f"{path}: no column holds pictures, of {join_names(list(features))}; leave out data.modality")
     return str(pictures[0])
 
 
@@ -330,34 +549,19 @@ def _names_pictures(train: Any, column: str) -> bool:
     return is_image(os.fsencode(str(train.select_columns([column])[0][column])))
 
 
-def _explain_no_picture(path: str, features: Mapping[str, Any], column: str) -> str:
-    kind = getattr(features[column], "dtype", type(features[column]).__name__)
-    return f"this column of {path} holds {kind} and no pictures; {_suggest_other_data(path)}"
-
-
-def _suggest_other_data(path: str) -> str:
-    place = Path(path)
-    file = path if place.is_file() else next((str(file) for file in sorted(place.rglob("*.parquet"))), "")
-    file = file or "table.parquet (Dataset.to_parquet writes it)"
-    return f"for a table type data=table data.path={file}, for texts data=text with the same file"
-
-
-def _choose_target(path: str, features: Mapping[str, Any], column: str, typed: str | None) -> str:
-    if typed is not None:
-        _check_column("target", path, features, typed)
-        if typed == column:
-            raise RequestError(f"data.input and data.target both name the column {typed}; name another by data.target")
-        return typed
-
+def _choose_target(path: str, features: Mapping[str, Any], inputs: Sequence[str], pictures: Sequence[str]) -> str:
+    """The column of the class or value where none is typed."""
     classes = [name for name, feature in features.items() if type(feature).__name__ == "ClassLabel"]
-    usual = [name for name in _TARGETS if name in features]
-    if len(classes) == 1:
+    others = [name for name in features if name not in inputs and name not in pictures]
+    usual = [name for name in _TARGETS if name in others]
+    if len(classes) == 1 and classes[0] in others:
         return classes[0]
     if usual:
         return usual[0]
-    others = [name for name in features if name != column]
     if not others:
-        raise DataError(f"{path} has the column {column} alone, and a picture needs a class beside it")
+        raise DataError(
+            f"{path} has {join_names(list(features))} alone, and a row needs a class or value; add a column"
+        )
     raise DataError(f"{path}: no column is known to be the class; type data.target=<one of {join_names(others)}>")
 
 
@@ -367,25 +571,16 @@ def _check_column(key: str, path: str, features: Mapping[str, Any], name: str) -
         raise DataError(f"data.{key}={name}: {path} has no such column; {hint}it has {join_names(list(features))}")
 
 
-def _select(dataset: Any, column: str, label: str, name: str) -> Any:
-    """Both columns, the pictures as they are stored."""
-    for wanted in (column, label):
-        if wanted not in dataset.features:
-            raise DataError(f"{name} has no column {wanted}, it has {join_names(list(dataset.features))}; write it")
-    chosen = dataset.with_format(None).select_columns([column, label])
-    return chosen.cast_column(column, _import_datasets().Image(decode=False))
-
-
 def _read_column(dataset: Any, label: str) -> list[Any]:
     # Alone, so that no picture is read.
-    return list(dataset.select_columns([label])[:][label])
+    return list(dataset.with_format(None).select_columns([label])[:][label])
 
 
-def _describe(
-    path: str, splits: Mapping[str, Any], chosen: Mapping[str, str], column: str, label: str
-) -> Iterator[str]:
-    counts = [f"{len(splits[name]):,} rows of {name}" for name in chosen.values()]
-    yield f"{path}: {', '.join(counts)}; pictures {column}, classes {label}."
-    left_out = [name for name in splits if name not in chosen.values()]
+def _describe(hub: _HubSet, left_out: Sequence[str], is_judged: bool) -> Iterator[str]:
+    counts = [f"{len(part.dataset):,} rows of {hub.chosen[name]}" for name, part in hub.parts.items()]
+    nouns: dict[str, str] = {"image": "pictures", "text": "texts", "array": "arrays"}
+    inputs = f"{nouns[hub.modality]} {join_names(hub.inputs)}" if hub.modality in nouns else "a table"
+    by = "; data.modality=… says otherwise" if is_judged and hub.modality != "image" else ""
+    yield f"{hub.path}: {', '.join(counts)}; {inputs}, target {join_names(hub.targets) or 'none'}{by}."
     if left_out:
-        yield f"{path}: of its splits {join_names(left_out)} is not used; data.train_split=… takes another."
+        yield f"{hub.path}: of its splits {join_names(list(left_out))} is not used; data.train_split=… takes another."

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Protocol, TypeVar
+from typing import Any, BinaryIO, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ from dlrun.data.augmentation import (
     build_augment,
     split_step,
 )
+from dlrun.data.class_numbers import Answers
+from dlrun.data.columns.preprocessing import Scale
 from dlrun.data.files.picture import check_background, check_picture, measure_range, read_picture
 from dlrun.data.files.pixels import (
     Constants,
@@ -47,7 +49,7 @@ _PICTURES_PER_BLOCK = 1024
 
 
 class EncodedPictures(Protocol):
-    """Pictures as they are stored, and their classes: targets int64 (N,)."""
+    """Pictures as they are stored, and their targets: classes int64 (N,), or values float32 (N, 1)."""
 
     @property
     def targets(self) -> Tensor: ...
@@ -81,7 +83,7 @@ class PictureOptions:
     in_memory: bool | None = None
     background: str = "white"
     pixel_range: Sequence[float] = ()
-    task: Literal["multiclass", "binary"] = "multiclass"
+    task: str | None = "multiclass"
     reads_once: bool = False
 
     def check(self) -> None:
@@ -97,10 +99,11 @@ class PictureOptions:
         return read_picture(path, self.image_size, self.grayscale, self.background, self.pixel_range, file)
 
 
-class Pictures(Dataset[tuple[Tensor, int]]):
-    """Images read one by one, or held in memory: float32 (C, size, size), normalized, and the class.
+class Pictures(Dataset[tuple[Tensor, int | Tensor]]):
+    """Images read one by one, or held in memory: float32 (C, size, size), normalized, and the class, or value (1,).
 
-    targets: int64 (N,), all classes, known without reading an image; augments: whether there is an augmentation.
+    targets: int64 (N,), all classes, or values float32 (N, 1), known without reading an image; augments: whether there
+    is an augmentation.
     dataset[index] is the plain image; dataset[epoch_seed, index] its augmentation in that epoch, the same in any
     order and process. A batch is one read (`__getitems__`, which torch's DataLoader calls). Raises DataError for a
     picture that cannot be decoded.
@@ -134,12 +137,12 @@ class Pictures(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.encoded)
 
-    def __getitem__(self, index: Key) -> tuple[Tensor, int]:
+    def __getitem__(self, index: Key) -> tuple[Tensor, int | Tensor]:
         inputs, targets = self.__getitems__([index])
-        return inputs[0], int(targets[0])
+        return inputs[0], int(targets[0]) if targets.ndim == 1 else targets[0]
 
     def __getitems__(self, keys: list[Key]) -> tuple[Tensor, Tensor]:
-        """Images (B, C, size, size) and classes int64 (B,)."""
+        """Images (B, C, size, size) and classes int64 (B,), or values (B, 1)."""
         channels = 1 if self.options.grayscale else 3
         size = self.options.image_size
         inputs = torch.empty(len(keys), channels, size, size)
@@ -167,11 +170,10 @@ class Pictures(Dataset[tuple[Tensor, int]]):
 
 def build_picture_splits(
     parts: Mapping[str, EncodedPictures],
-    class_names: Sequence[str],
+    answers: Answers,
     options: PictureOptions,
     notes: tuple[str, ...] = (),
     unheeded: Mapping[str, str] | None = None,
-    nothing_to_learn: str = "",
 ) -> Splits:
     """Splits of parts named "train", "val", "test".
 
@@ -179,7 +181,13 @@ def build_picture_splits(
     images; else they are `Pictures` and the default is 0.5. Raises DataError for up to ten pictures at once.
     """
     options.check()
+    class_names = answers.class_names
+    notes += answers.notes
     steps_of_images, steps_of_batches = _split_augment(options.augment)
+    if steps_of_batches and answers.task == "regression":
+        raise RequestError(
+            f"data.augment={options.augment} mixes classes, and this is regression; leave out MixUp and CutMix"
+        )
     shape = (1 if options.grayscale else 3, options.image_size, options.image_size)
     # As float32, 4 bytes a value.
     bytes_needed = 4 * sum(len(part) for part in parts.values()) * math.prod(shape)
@@ -218,12 +226,15 @@ def build_picture_splits(
         splits = Splits(datasets["train"], datasets.get("val"), datasets.get("test"), spec, notes)
 
     spec = replace(spec, pixel_range=tuple(options.pixel_range))
-    splits = replace(splits, spec=spec, unheeded=unheeded or {}, mixing=mixing, nothing_to_learn=nothing_to_learn)
-    if options.task == "multiclass":
-        return splits
-
-    # One output: the logit of the second class.
-    return replace(splits, spec=replace(splits.spec, task=options.task, output_size=1))
+    if answers.task == "binary":
+        # One output: the logit of the second class.
+        spec = replace(spec, task="binary", output_size=1)
+    elif answers.task == "regression":
+        values = parts["train"].targets.double()
+        scale = Scale.fit(values[:, 0].numpy(), True)
+        spec = replace(spec, task="regression", output_size=1, target_mean=(scale.mean,), target_std=(scale.std,))
+    nothing_to_learn = answers.nothing_to_learn
+    return replace(splits, spec=spec, unheeded=unheeded or {}, mixing=mixing, nothing_to_learn=nothing_to_learn)
 
 
 def _split_augment(augment: list[Any] | None) -> tuple[list[Any], list[Any]]:

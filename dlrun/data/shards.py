@@ -16,7 +16,7 @@ from torch import Tensor
 from dlrun.core.errors import DataError, ErrorList, RequestError, join_names
 from dlrun.core.suggest import did_you_mean
 from dlrun.data.class_folders import NAMES_OF_PARTS, is_image
-from dlrun.data.class_numbers import choose_rows, explain_single_class, number_classes, refuse_many_classes
+from dlrun.data.class_numbers import PictureTask, read_labels
 from dlrun.data.files.shards import (
     Places,
     SampleNames,
@@ -122,11 +122,11 @@ def webdataset(
     test_fraction: float = 0.2,
     seed: int = 0,
     augment: list[Any] | None = None,
-    task: Literal["multiclass", "binary"] = "multiclass",
+    task: PictureTask | None = None,
     in_memory: bool | None = None,
     order: Literal["rows", "shards"] = "rows",
 ) -> Splits:
-    """Tar shards of samples, each a picture and its class under one key: 0001.jpg and 0001.cls.
+    """Tar shards of samples, each a picture and its class or value under one key: 0001.jpg and 0001.cls.
 
     path: a folder of .tar files, or a pattern such as train-{000..146}.tar; shards, or folders of them, named after
     train, val and test are these parts. root: folder of the cache of indices. input: kind of the members that hold the
@@ -157,19 +157,16 @@ def webdataset(
     mistakes.raise_if_any()
 
     labels = {part: (values[part], parts[part].names) for part in parts}
-    numbered, classes = number_classes(labels, class_names, f"data.target={field}")
-    refuse_many_classes(task, classes, path)
-    nothing_to_learn = explain_single_class(numbered["train"], classes, path)
+    answers = read_labels(labels, class_names, f"data.target={field}", task, path)
     unheeded = {"test_fraction": "the shards bring a test part of their own"} if "test" in parts else {}
     if options.in_memory and order == "shards":
         unheeded["order"] = "the pictures are held in memory"
 
     pictures: dict[str, EncodedPictures] = {}
-    drawn_fraction = 0.0 if nothing_to_learn else test_fraction
-    for part, (source, rows) in choose_rows(numbered, classes, drawn_fraction, seed, path).items():
-        pictures[part] = ShardPictures(parts[source], kinds, numbered[source], rows, order == "shards")
+    for part, (source, rows) in answers.choose_rows(test_fraction, seed, path).items():
+        pictures[part] = ShardPictures(parts[source], kinds, answers.targets[source], rows, order == "shards")
     notes = tuple(_describe(shards, parts, kinds, field))
-    return build_picture_splits(pictures, classes, options, notes, unheeded, nothing_to_learn)
+    return build_picture_splits(pictures, answers, options, notes, unheeded)
 
 
 def find_shards(path: str, val_path: str | None = None, test_path: str | None = None) -> dict[str, list[Path]]:

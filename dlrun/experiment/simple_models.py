@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dlrun.core.errors import DlrunError
+from dlrun.data.hub_sets import HUGGINGFACE_TARGET
 from dlrun.data.spec import DataSpec, Split
 from dlrun.data.tables import TABLE_TARGET
 from dlrun.engine.metric_names import find_direction
@@ -33,9 +34,10 @@ _MOST_TREE_CATEGORIES = 255
 
 def explain_absence(context: RunContext) -> str | None:
     """Why scikit-learn's models are not fitted to these data; None where they are."""
-    if context.settings.data.target != TABLE_TARGET:
-        return "it is for data=table"
     spec = context.splits.spec
+    is_table = spec.kind == "vector" and bool(spec.preprocessing)
+    if context.settings.data.target not in (TABLE_TARGET, HUGGINGFACE_TARGET) or not is_table:
+        return "it is for data=table"
     if spec.task not in _TASKS or spec.reconstructs:
         return f"it is for {', '.join(_TASKS)}"
     return None

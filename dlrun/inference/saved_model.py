@@ -19,11 +19,13 @@ from dlrun.core.terminal import write_error
 from dlrun.data.batches import Batches
 from dlrun.data.datasets import Part, count_rows, get_origin, join_parts, take
 from dlrun.data.files import tensors
+from dlrun.data.hub_sets import HUGGINGFACE_TARGET
 from dlrun.data.origin import Origin
 from dlrun.data.series import SERIES_TARGET
 from dlrun.data.spec import DataSpec, Splits
 from dlrun.data.tables import TABLE_TARGET
 from dlrun.data.text import TEXT_TARGET
+from dlrun.data.tokens import is_text
 from dlrun.engine import device
 from dlrun.engine.device import Runtime
 from dlrun.engine.forward_buffers import BuiltBuffers
@@ -34,6 +36,9 @@ from dlrun.experiment.builder import build, objectives
 from dlrun.inference.alignment import align_splits
 from dlrun.models.pretrained import skip_trained_weights
 from dlrun.runs import checkpoint
+
+# Data that a trained model's preprocessing is applied to.
+_READ_AS_TRAINED = (TABLE_TARGET, TEXT_TARGET, SERIES_TARGET, HUGGINGFACE_TARGET)
 
 
 @dataclass
@@ -107,9 +112,9 @@ class SavedModel:
         """Settings under which a table is read as the model was trained to read one."""
         spec = self.state.get("spec", {})
         preprocessing = spec.get("preprocessing")
-        if not preprocessing or self.settings.data.target not in (TABLE_TARGET, TEXT_TARGET, SERIES_TARGET):
+        if not preprocessing or self.settings.data.target not in _READ_AS_TRAINED:
             return self.settings
-        if self.settings.data.target == TEXT_TARGET:
+        if is_text(preprocessing):
             preprocessing = {**preprocessing, "vocabulary": spec["vocabulary"]}
         arguments = {**self.settings.data.arguments, "preprocessing": preprocessing}
         return replace(self.settings, data=replace(self.settings.data, arguments=arguments))

@@ -3,7 +3,9 @@
 import json
 import shutil
 import socket
+from dataclasses import replace
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -11,7 +13,11 @@ from published_formats import read_digits, write_digits_as_parquet
 from pyarrow import parquet
 
 from dlrun.core.errors import DataError, RequestError
+from dlrun.data.arrays import arrays
 from dlrun.data.hub_sets import huggingface, open_splits
+from dlrun.data.tables import table
+from dlrun.data.text import text
+from dlrun.runs.checkpoint import load
 
 datasets = pytest.importorskip("datasets")
 
@@ -42,6 +48,23 @@ def folder(tmp_path):
     for name, first, rows in (("train", 0, 80), ("validation", 80, 20), ("test", 100, 20)):
         write_digits_as_parquet(tmp_path / "set" / f"{name}-00000-of-00001.parquet", rows, first)
     return tmp_path / "set"
+
+
+@pytest.fixture
+def reviews(tmp_path, monkeypatch):
+    """60 texts of two classes: the folder reviews and the table reviews.csv."""
+    monkeypatch.chdir(tmp_path)
+    words = (["good", "fine", "nice"], ["bad", "poor", "sad"])
+    texts = [f"{words[i % 2][i % 3]} film{i // 2} of {words[i % 2][i % 5 % 3]} friends" for i in range(60)]
+    labels = [i % 2 for i in range(60)]
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])}
+    )
+    rows = datasets.Dataset.from_dict({"text": texts, "label": labels}, features=features)
+    rows.save_to_disk("reviews")
+    lines = [f"{text},{('bad', 'good')[label]}" for text, label in zip(texts, labels, strict=True)]
+    (tmp_path / "reviews.csv").write_text("\n".join(["text,label", *lines]) + "\n")
+    return rows
 
 
 def read(path, **keys):
@@ -82,6 +105,7 @@ def test_a_split_whose_classes_are_secret_is_left_out(tmp_path):
     splits = read(tmp_path / "set", in_memory=False)
     assert (len(splits.train), len(splits.test)) == (10, 10)
     assert splits.notes[0] == f"{tmp_path / 'set'}: the split test has no classes, and was not read."
+    assert len(splits.notes) == 2
 
 
 def test_a_cached_set_by_its_name(folder, tmp_path, monkeypatch):
@@ -106,16 +130,32 @@ def test_mistakes_are_sentences(folder, tmp_path):
     (tmp_path / "bad.parquet").write_bytes(b"PAR1")
     (tmp_path / "table.csv").write_text("a,b\n1,2\n")
     (tmp_path / "files.csv").write_text("file,label\nx.png,1\ny.png,0\n")
+    (tmp_path / "gaps.csv").write_text("a,b\n1,2\n,4\n3,-1\n")
+    (tmp_path / "ragged.json").write_text('{"x": [1.5], "label": 0}\n{"x": [1.5, 2], "label": 1}\n')
     cases = [
         (folder, {"input": "imag"}, "no such column; did you mean image\\? it has image, label, text"),
         (folder, {"target": "zzz"}, "data.target=zzz: .* has no such column; it has image, label, text"),
-        (folder, {"input": "text"}, "holds string and no pictures; for a table type data=table data.path=.*parquet"),
+        (folder, {"input": "text", "modality": "image"}, "holds string and no pictures; leave it out"),
+        (folder, {"input": ["image", "text"]}, "pictures lie in one column; name one of image"),
+        (folder, {"modality": "images"}, "data.modality=images is no choice; did you mean image"),
+        (folder, {"modality": "array"}, "has no column of arrays, of image, label, text; type data.modality=table"),
+        (folder, {"task": "multilabel"}, "data.task=multilabel is not for pictures"),
+        (folder, {"task": "regression", "augment": ["MixUp"]}, "mixes classes, and this is regression"),
+        (folder, {"task": "regression", "target": "text"}, "row 0 of .* data.target=text is 'a 0', which is no finite"),
         (folder, {"target": "image", "input": "image"}, "both name the column image"),
         (folder, {"val_split": "dev"}, "data.val_split=dev: .* has no such split; it has test, train, validation"),
         (folder, {"subset": "plain"}, "leave it out"),
         (tmp_path / "empty", {}, "holds no set"),
         (tmp_path / "bad.parquet", {}, "bad.parquet cannot be read by datasets"),
-        (tmp_path / "table.csv", {}, "no column holds pictures, of a, b; for a table type data=table data.path="),
+        (tmp_path / "table.csv", {}, "no column is known to be the class; type data.target=<one of a, b>"),
+        (tmp_path / "gaps.csv", {"target": "b", "missing": "error"}, r"gaps.csv\[train\], line 2: column 'a' is empty"),
+        (
+            tmp_path / "gaps.csv",
+            {"target": "b", "class_names": ["x"] * 8},
+            "rows have no class .-1 in b., the first in row 2",
+        ),
+        (tmp_path / "ragged.json", {"target": "x", "input": "label"}, "holds List, and a row has a class or value"),
+        (tmp_path / "ragged.json", {"input": "x"}, "column x holds arrays of several sizes, or gaps"),
         (tmp_path / "files.csv", {"input": "file", "test_fraction": 0.0}, "x.png, which is no file here"),
         (tmp_path / "gone", {}, "gone does not exist"),
     ]
@@ -138,6 +178,87 @@ def test_a_damaged_picture_is_named_by_its_row(tmp_path):
         splits.train[1]
 
 
+def assert_same_splits(ours, theirs):
+    """The same rows, parts and spec, but for what the file is known again by."""
+    for part in ("train", "val", "test"):
+        one, two = getattr(ours, part), getattr(theirs, part)
+        assert len(one) == len(two) > 0
+        for tensor, other in zip((*one.inputs, one.targets), (*two.inputs, two.targets), strict=True):
+            assert torch.equal(tensor, other)
+    assert {**ours.spec.preprocessing, "sha256": ""} == {**theirs.spec.preprocessing, "sha256": ""}
+    assert replace(ours.spec, preprocessing={}) == replace(theirs.spec, preprocessing={})
+
+
+def test_texts_are_read_as_by_data_text(reviews):
+    ours = huggingface("reviews", val_fraction=0.2)
+    assert_same_splits(ours, text("reviews.csv", val_fraction=0.2))
+    assert ours.notes[0].endswith("texts text, target label; data.modality=… says otherwise.")
+    assert ours.train.origin.format_label(0) == f"row {ours.train.origin.to_columns()['row'][0]} of reviews[train]"
+    # Parts of their own: the vocabulary is that of the training rows.
+    datasets.DatasetDict(train=reviews.select(range(30)), test=reviews.select(range(30, 60))).save_to_disk("parts")
+    parts = huggingface("parts")
+    assert (len(parts.train), parts.val, len(parts.test)) == (30, None, 30)
+    assert "film29" not in parts.spec.vocabulary
+
+
+def test_classes_of_texts_are_in_the_order_of_the_set(reviews):
+    features = reviews.features.copy()
+    features["label"] = datasets.ClassLabel(names=["unfit", "fit"])
+    reviews.cast(features).save_to_disk("renamed")
+    splits = huggingface("renamed", test_fraction=0.0)
+    assert splits.spec.class_names == ("unfit", "fit")
+    assert splits.train.targets.tolist() == reviews["label"][:]
+    named = huggingface("reviews.csv", class_names=["good", "bad"], test_fraction=0.0)
+    assert named.spec.class_names == ("good", "bad")
+
+
+def test_a_table_is_read_as_by_data_table(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    columns = {"id": [*range(40)], "age": [20 + 3 * i % 17 for i in range(40)], "job": ["ab", "cd"] * 20}
+    columns["paid"] = [age * 10.5 + len(job) for age, job in zip(columns["age"], columns["job"], strict=True)]
+    columns["age"][3] = None
+    datasets.Dataset.from_dict(columns).to_parquet("people.parquet")
+    ours = huggingface("people.parquet", target="paid", val_fraction=0.2)
+    assert_same_splits(ours, table("people.parquet", target="paid", val_fraction=0.2))
+    assert ours.spec.task == "regression"
+    assert huggingface("people.parquet", input="age", target="paid").spec.feature_names == ("age",)
+    assert_same_splits(
+        huggingface("people.parquet", drop=["id"], target=["job", "paid"], val_fraction=0.2, missing="impute"),
+        table("people.parquet", drop=["id"], target=["job", "paid"], val_fraction=0.2),
+    )
+
+
+def test_arrays_are_read_as_by_data_arrays(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    x = np.random.default_rng(0).normal(size=(40, 3, 5)).astype(np.float32)
+    features = {"x": datasets.Array2D((3, 5), "float32"), "label": datasets.ClassLabel(names=["a", "b"])}
+    rows = {"x": x.tolist(), "label": [0, 1] * 20}
+    datasets.Dataset.from_dict(rows, features=datasets.Features(features)).save_to_disk("set")
+    np.save("x.npy", x)
+    np.save("y.npy", np.array([0, 1] * 20))
+    ours = huggingface("set")
+    theirs = arrays(".", class_names=["a", "b"], infer_classes=True, layout=None)
+    assert ours.spec == theirs.spec
+    for one, two in ((ours.train, theirs.train), (ours.test, theirs.test)):
+        every = [*range(len(one))]
+        assert all(map(torch.equal, one.__getitems__(every), two.__getitems__(every)))
+
+
+def test_values_of_pictures(folder, tmp_path):
+    pictures, labels = read_digits(20)
+    rows = {"image": [{"bytes": picture, "path": None} for picture in pictures], "weight": [n / 2 for n in labels]}
+    features = datasets.Features({"image": datasets.Image(), "weight": datasets.Value("float32")})
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "set")
+    for in_memory in (True, False):
+        splits = read(tmp_path / "set", target="weight", in_memory=in_memory, val_fraction=0.25)
+        assert (splits.spec.task, splits.spec.output_size, splits.spec.class_names) == ("regression", 1, ())
+        assert (len(splits.train), len(splits.val), len(splits.test)) == (12, 4, 4)
+        own = [row for part in (splits.train, splits.val) for row in part.origin.to_columns()["row"]]
+        assert splits.spec.target_mean[0] == pytest.approx(np.mean([labels[row] / 2 for row in own]))
+        row = splits.test.origin.to_columns()["row"][1]
+        assert splits.test.targets[1].tolist() == [labels[row] / 2]
+
+
 def test_the_library_is_asked_for(refuse_without, folder):
     refuse_without("datasets", "huggingface", *WORDS)
 
@@ -147,3 +268,21 @@ def test_a_killed_run_ends_as_the_unbroken_one(kill_and_resume, folder, tmp_path
     # Saved, so that other processes write to no cache.
     datasets.DatasetDict(open_splits(str(folder))).save_to_disk(tmp_path / "saved")
     kill_and_resume(*WORDS, "data.path=saved")
+
+
+@pytest.mark.slow
+def test_a_run_on_texts_is_that_of_data_text(dlrun, kill_and_resume, reviews, tmp_path):
+    words = ("model=gru", "model.hidden_size=4", "trainer.epochs=2", "data.batch_size=8", "data.max_length=3")
+    whole = kill_and_resume("data=huggingface", "data.path=reviews", *words, "data.loader=workers")
+    assert dlrun("data=text", "data.path=reviews.csv", *words, "hydra.run.dir=text").code == 0
+    other = load(tmp_path / "text" / "checkpoints" / "last.pt")["model"]
+    assert all(torch.equal(whole[name], other[name]) for name in whole)
+
+    assert "the same as recorded in training, to the last bit" in dlrun("eval", "whole", "figures=false").out
+    shutil.move("reviews", "moved")
+    assert "12 rows" in dlrun("eval", "whole", "data.path=moved", "figures=false").out
+    reviews.select(range(30)).save_to_disk("other")
+    assert "all, as the run has not seen them, 30 rows" in dlrun("eval", "whole", "data.path=other").out
+    answers = [dlrun("predict", run, "a good film").out.splitlines()[1:] for run in ("whole", "text")]
+    assert answers[0] == answers[1]
+    assert dlrun("export", "whole", "format=onnx").code == 0

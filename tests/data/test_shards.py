@@ -130,6 +130,17 @@ def test_classes_of_texts_and_fields(tmp_path):
     assert splits.spec.class_names == ("dog", "emu", "cat")
 
 
+def test_values_of_pictures(tmp_path):
+    samples = {str(row): {"png": make_picture(), "json": json.dumps({"age": row / 4}).encode()} for row in range(1, 9)}
+    write_shard(tmp_path / "s" / "0.tar", samples)
+    splits = read(tmp_path / "s", target="json.age", in_memory=False)
+    assert (splits.spec.task, splits.spec.output_size) == ("regression", 1)
+    assert sorted(part.targets[row].item() for part in (splits.train, splits.test) for row in range(len(part))) == [
+        row / 4 for row in range(1, 9)
+    ]
+    assert splits.notes[-1] == "data.target=json.age was taken for regression; data.task=multiclass says otherwise."
+
+
 def make_picture():
     from PIL import Image
 

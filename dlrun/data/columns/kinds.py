@@ -24,7 +24,7 @@ _MOST_CATEGORIES = 1000
 _MOST_MISTAKES_SHARE = 0.05
 
 # PassengerId, customer_id, Unnamed: 0 (as pandas writes an index), but not "humid".
-_ID_NAME = re.compile(r".*[a-z]I[dD]$|.*ID$|(.*[ _-])?([Ii]d|idx|[Ii]ndex|rownames?)$|Unnamed.*|#$")
+ID_NAME = re.compile(r".*[a-z]I[dD]$|.*ID$|(.*[ _-])?([Ii]d|idx|[Ii]ndex|rownames?)$|Unnamed.*|#$")
 # timestamp, created_at, updatedAt, event_time, startDate, but not "update" or "lifetime".
 _STAMP_NAME = re.compile(
     r"(.*[ _-])?([Tt]ime|[Dd]ate|ts|at|[Tt]imestamp|[Dd]atetime)$|.*[a-z](Time|Date|At|Timestamp)$"
@@ -114,7 +114,7 @@ def judge_kind(file: TableFile, index: int) -> ColumnKind:
         return ColumnKind(name, index, "drop", "empty")
     if not len(wrong):
         # Distinct integers alone may be a quantity; the name must say so too.
-        looks_like_id = index in file.unnamed or _ID_NAME.match(name) is not None
+        looks_like_id = index in file.unnamed or ID_NAME.match(name) is not None
         if looks_like_id and _are_distinct_integers(numbers):
             return ColumnKind(name, index, "drop", "numbers the rows")
         # Name and size must both say so: a quantity of 1.6 billion is no date.

@@ -80,7 +80,7 @@ class TableFile:
     """A table with what was judged about its file.
 
     separator, encoding: of text files, else None; unnamed: positions of columns without a name in the header line;
-    sources: files with their numbers of rows, where several were joined.
+    sources: files with their numbers of rows, where several were joined; has_lines: whether rows are lines of the file.
     """
 
     table: Table
@@ -91,11 +91,7 @@ class TableFile:
     notes: tuple[str, ...] = ()
     unnamed: frozenset[int] = frozenset()
     sources: tuple[tuple[Path, int], ...] = ()
-
-    @property
-    def has_lines(self) -> bool:
-        """Whether rows are lines of the file, and not numbers of rows."""
-        return self.table.path.suffix.lower() not in (*PARQUET, *FEATHER)
+    has_lines: bool = True
 
     def find_source(self, row: int) -> Path:
         """The file that a row comes from."""
@@ -119,9 +115,7 @@ def read_file(path: Path, text_format: TextFormat, key: str = "data.path") -> Ta
     if ending in _OTHERS:
         raise RequestError(f"{path}: {ending} is no format of tables that is read here; {_OTHERS[ending]}")
     if ending in (*PARQUET, *FEATHER):
-        names, columns = _read_arrow(path, content)
-        table = _build_table(path, True, names, columns, list(range(1, len(columns[0]) + 1) if columns else []))
-        return TableFile(table, None, None, ".", sha256)
+        return from_frame(path, _read_arrow(path, content), sha256)
 
     notes: list[str] = []
     separator = None
@@ -536,19 +530,24 @@ def _read_excel(path: Path, content: bytes, notes: list[str]) -> tuple[list[int]
     return lines, rows
 
 
-def _read_arrow(path: Path, content: bytes) -> tuple[list[str], list[tuple[str, ...]]]:
+def _read_arrow(path: Path, content: bytes) -> Any:
+    """A frame of pandas."""
     pandas = _import_pandas(path, "pyarrow")
     reader = pandas.read_parquet if path.suffix.lower() in PARQUET else pandas.read_feather
     try:
-        frame = reader(io.BytesIO(content))
+        return reader(io.BytesIO(content))
     except Exception as error:
         # pyarrow has a class for each error, most of them OSError or ValueError.
         raise DataError(f"{path} cannot be read: {str(error).splitlines()[0]}; write the file anew") from error
 
+
+def from_frame(path: Path, frame: Any, sha256: str) -> TableFile:
+    """The table of a frame of pandas, whose rows are counted from 1 and are no lines of a file."""
     names = [str(name) for name in frame.columns]
     # By position, as two columns may have one name.
     columns = [tuple(map(_to_text, frame.iloc[:, i].tolist())) for i in range(len(names))]
-    return names, columns
+    table = _build_table(path, True, names, columns, list(range(1, len(frame) + 1)) if names else [])
+    return TableFile(table, None, None, ".", sha256, has_lines=False)
 
 
 def _to_text(value: Any) -> str:

@@ -22,8 +22,10 @@ from dlrun.data import batches as batching
 from dlrun.data import datasets as rows_of
 from dlrun.data.batches import Batches, EpochOrder, LoaderBatches, MemoryBatches, Placement, SplitBatches
 from dlrun.data.datasets import Part
+from dlrun.data.hub_sets import HUGGINGFACE_TARGET
 from dlrun.data.inspection import BatchCheck, Inspection, inspect_loaded, inspect_splits
 from dlrun.data.series import SERIES_TARGET
+from dlrun.data.shards import WEBDATASET_TARGET
 from dlrun.data.spec import DataSpec, Split, Splits
 from dlrun.data.tables import TABLE_TARGET
 from dlrun.data.text import TEXT_TARGET
@@ -46,8 +48,9 @@ from dlrun.experiment.builder.start_values import set_start_values
 _CALL_KEYS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
 
 # Data whose files may hold targets of any task.
+_ARRAYS = "dlrun.data.arrays.arrays"
 _TABLES = (TABLE_TARGET, TEXT_TARGET, "dlrun.data.tabular.csv")
-_READS_ANY_TARGET = (*_TABLES, "dlrun.data.arrays.arrays")
+_READS_ANY_TARGET = (*_TABLES, _ARRAYS, HUGGINGFACE_TARGET, WEBDATASET_TARGET)
 
 # Words by which torch's optimizers name an argument in an error message.
 _NAMES_IN_MESSAGES = (("learning rate", "lr"), ("beta parameter", "betas"), ("epsilon", "eps"))
@@ -105,7 +108,7 @@ def _choose_target_kind(settings: Settings) -> Component[Any]:
     if (
         kind is None
         or component.target not in _READS_ANY_TARGET
-        or (kind == "autoencoder" and component.target in _TABLES)
+        or (kind == "autoencoder" and component.target != _ARRAYS)
     ):
         return component
     # Two keys for one fact: neither may win in silence.
@@ -122,7 +125,7 @@ def _set_task(splits: Splits, settings: Settings) -> Splits:
     if not isinstance(spec, DataSpec):
         return splits
 
-    if kind != "autoencoder" and spec.output_size == 0 and settings.data.target in _TABLES:
+    if kind != "autoencoder" and spec.output_size == 0 and settings.data.target in (*_TABLES, HUGGINGFACE_TARGET):
         raise RequestError("data.target=[] names no column; type data.target=<column>, or task=autoencoder")
     if kind == "multilabel" and spec.task != "multilabel":
         raise RequestError(
@@ -163,7 +166,7 @@ def _find_unheeded(
 
     # Where the data have a test_fraction, their seed is for drawing parts alone.
     draws_test = "test_fraction" not in reasons and bool(arguments.get("test_fraction"))
-    draws_val = (splits.val is None or data_draw_val) and keys.val_fraction > 0
+    draws_val = "val_fraction" not in reasons and keys.val_fraction > 0
     is_shipped = str(settings.data.target).startswith("dlrun.data.")
     if is_shipped and "test_fraction" in arguments and not draws_test and not draws_val:
         reasons["seed"] = "no part is drawn at random"
