@@ -39,8 +39,8 @@ def _check_request(request: Request, console: Console, is_one_of_many: bool) -> 
     errors = ErrorList()
     settings = read_settings(request.config, request.choices, errors)
     with contextlib.ExitStack() as resources:
-        process = enter_device_session(resources, settings, errors)
-        context = prepare(settings, process, request.trusted_modules, errors)
+        runtime = enter_device_session(resources, settings, errors)
+        context = prepare(settings, runtime, request.trusted_modules, errors)
         # Hundreds of opening reports would bury the one that matters.
         if is_one_of_many:
             console.say(f"run {' '.join(request.overrides)}: no problem")

@@ -83,20 +83,20 @@ def write_script(saved: SavedModel) -> str:
 
 
 def _describe_loss(saved: SavedModel) -> dict[str, Any]:
-    name = str(saved.task.loss_name)
-    if saved.task.own_loss is not None:
+    name = str(saved.objective.loss_name)
+    if saved.objective.own_loss is not None:
         reason = ", as that is code of yours" if is_own_name(saved.settings.task.loss) else ""
         raise cannot(f"task.loss={name}{reason}")
     if name not in _TORCH_LOSSES and not name.startswith("scratch_") and name != "perceptron":
         raise cannot(f"task.loss={name}")
-    for key in saved.task.loss_args:
+    for key in saved.objective.loss_args:
         # These are tensors in torch's losses.
         if key in ("weight", "pos_weight"):
             raise cannot(f"task.loss_args.{key}")
 
     loss: dict[str, Any] = {"name": name, "has_slope": name.startswith("scratch_")}
-    arguments = [f"{key}={value!r}" for key, value in saved.task.loss_args.items()]
-    if saved.task.reduction == "sum":
+    arguments = [f"{key}={value!r}" for key, value in saved.objective.loss_args.items()]
+    if saved.objective.reduction == "sum":
         arguments.append('reduction="sum"')
     loss["arguments"] = Code(", ".join(arguments))
     loss["torch_class"] = Code(_TORCH_LOSSES[name]) if name in _TORCH_LOSSES else None

@@ -48,7 +48,7 @@ class TrainingRun:
         self.autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
         # Gradients of 16 bits would underflow.
         self.has_scaler = precision == "fp16"
-        self.channels_last = build.wants_channels_last(self.model, self.spec, saved.process)
+        self.channels_last = build.wants_channels_last(self.model, self.spec, saved.runtime)
         # Of kernels of one pixel nn.Module.to changes the strides, by which batch norm of one pixel rounds otherwise.
         self.keeps_strides = self.channels_last and has_batch_norm(self.model) and changes_strides(self.model)
 
@@ -64,7 +64,7 @@ class TrainingRun:
         self.has_val = self.keys.val_fraction > 0 and any(key.startswith("val/") for key in saved.state["metrics"])
         monitor = self.settings.checkpoint.monitor
         mode = self.settings.checkpoint.mode
-        self.monitor, self.mode = checks.resolve_monitor(monitor, mode, saved.task, self.has_val)
+        self.monitor, self.mode = checks.resolve_monitor(monitor, mode, saved.objective, self.has_val)
         self.has_plateau = "plateau" in str(self.settings.scheduler.target).lower()
         self.stops_early = self.trainer.early_stopping.patience is not None
         # The monitored metric decides when the training ends, or how fast it learns.

@@ -131,9 +131,9 @@ class Run:
         Floats are in the precision of training, tensors on the run's device. Read on first access.
         """
         # The data may come from a module in the working directory.
-        with _restore_process(), self._open_session() as process:
+        with _restore_process(), self._open_session() as runtime:
             splits = self._saved_model.splits
-            placement = Placement(process.device, process.dtype, splits.spec)
+            placement = Placement(runtime.device, runtime.dtype, splits.spec)
             parts = {name: _place_part(getattr(splits, name), placement) for name in ("train", "val", "test")}
             return replace(splits, **parts)
 

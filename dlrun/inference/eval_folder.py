@@ -116,7 +116,7 @@ def _describe_evaluation(evaluation: Evaluation) -> dict[str, Any]:
         "recorded": evaluation.recorded,
         "baseline": evaluation.baseline,
         "calibration": None if calibration is None else _describe_calibration(calibration),
-        "device": f"{saved_model.process.device}, {saved_model.process.precision}, {torch.get_num_threads()} threads",
+        "device": f"{saved_model.runtime.device}, {saved_model.runtime.precision}, {torch.get_num_threads()} threads",
         "evaluated": datetime.now().astimezone().isoformat(timespec="seconds"),
         "versions": {"dlrun": version("dlrun"), "torch": str(torch.__version__)},
     }

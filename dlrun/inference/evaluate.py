@@ -51,7 +51,7 @@ _MAX_CLASS_LINES = 20
 class PredictionCollector:
     """Predictions of all rows, collected batch by batch on the CPU; of sequences each tag is a row."""
 
-    task: Objective
+    objective: Objective
     # (N,) classes, (N, labels) of 0 and 1, or (N, columns) values.
     targets: list[Tensor] = field(default_factory=list)
     # Of the same shape.
@@ -61,22 +61,22 @@ class PredictionCollector:
 
     def add(self, _inputs: tuple[Tensor, ...], outputs: Tensor, targets: Tensor) -> None:
         """Add one batch."""
-        predictions = self.task.predict(outputs)
-        if self.task.spec.task == "regression":
+        predictions = self.objective.predict(outputs)
+        if self.objective.spec.task == "regression":
             self.targets.append(targets.double().cpu())
             self.predictions.append(predictions.double().cpu())
             return
 
-        probabilities = self.task.compute_probabilities(outputs.float())
-        if self.task.spec.task == "multitask":
+        probabilities = self.objective.compute_probabilities(outputs.float())
+        if self.objective.spec.task == "multitask":
             self.targets.append(targets.double().cpu())
             self.predictions.append(predictions.double().cpu())
             self.probabilities.append(probabilities.cpu())
             return
-        if self.task.spec.task not in ("binary", "multilabel"):
+        if self.objective.spec.task not in ("binary", "multilabel"):
             probabilities = probabilities.max(-1).values
 
-        if self.task.spec.task == "multilabel":
+        if self.objective.spec.task == "multilabel":
             self.targets.append(targets.long().cpu())
             self.predictions.append(predictions.cpu())
             self.probabilities.append(probabilities.cpu())
@@ -136,15 +136,15 @@ def evaluate_split(saved_model: SavedModel, split: str | None = None) -> Evaluat
             split = "all"
     name, batches, origin = saved_model.load_held_out() if split is None else saved_model.load_part(split)
 
-    collector = PredictionCollector(saved_model.task)
-    autocast = saved_model.process.autocast
-    values = trainer.evaluate(saved_model.model, batches, saved_model.task, autocast, on_batch=collector.add)
+    collector = PredictionCollector(saved_model.objective)
+    autocast = saved_model.runtime.autocast
+    values = trainer.evaluate(saved_model.model, batches, saved_model.objective, autocast, on_batch=collector.add)
     metrics = {f"{name}/{key}": value for key, value in values.items()}
 
     # The averaged weights pass through the same model, which gets its own weights back afterwards.
     if saved_model.averaged_weights is not None:
         load_weights(saved_model.model, saved_model.averaged_weights, saved_model.path)
-        averaged_values = trainer.evaluate(saved_model.model, batches, saved_model.task, autocast)
+        averaged_values = trainer.evaluate(saved_model.model, batches, saved_model.objective, autocast)
         metrics |= {f"{name}/ema_{key}": value for key, value in averaged_values.items()}
         load_weights(saved_model.model, saved_model.state["model"], saved_model.path)
 
@@ -222,13 +222,13 @@ def _compute_baseline(saved_model: SavedModel, name: str) -> dict[str, float]:
     Empty for "all" if the targets of a part are known only by reading every row.
     """
     if name != "all":
-        baseline = result.compute_baseline(saved_model.task, saved_model.splits)
+        baseline = result.compute_baseline(saved_model.objective, saved_model.splits)
         return {key: value for key, value in baseline.items() if key.startswith(f"{name}/")}
 
     if is_series(saved_model.splits.spec):
         parts = (saved_model.splits.train, saved_model.splits.val, saved_model.splits.test)
         every = join_parts({str(number): part for number, part in enumerate(parts) if part is not None})
-        scores = result.score_naive_forecast(saved_model.task, every, saved_model.splits.spec)
+        scores = result.score_naive_forecast(saved_model.objective, every, saved_model.splits.spec)
         return {f"all/{key}": value for key, value in scores.items()}
     # The whole data set has no separate training part to take a majority from.
     part_targets = []
@@ -239,7 +239,7 @@ def _compute_baseline(saved_model: SavedModel, name: str) -> dict[str, float]:
         if targets is None:
             return {}
         part_targets.append(targets)
-    baseline = saved_model.task.compute_baseline(torch.cat(part_targets), torch.cat(part_targets))
+    baseline = saved_model.objective.compute_baseline(torch.cat(part_targets), torch.cat(part_targets))
     return {f"all/{key}": value for key, value in baseline.items()}
 
 
@@ -257,12 +257,12 @@ def _read_recorded_metrics(saved_model: SavedModel, name: str) -> dict[str, Any]
 def _print_evaluation(console: Console, evaluation: Evaluation) -> None:
     """Print metrics beside the recorded ones and the baseline, then the classes and the calibration."""
     saved_model = evaluation.saved_model
-    process = saved_model.process
+    runtime = saved_model.runtime
     epoch = f" (epoch {saved_model.state['epoch']})" if "epoch" in saved_model.state else ""
     data = saved_model.request.choices.get("data")
     lines = [
         ("checkpoint", f"{saved_model.path}{epoch}"),
-        ("device", f"{process.description}, {process.precision}"),
+        ("device", f"{runtime.description}, {runtime.precision}"),
         ("data", f"{data}: {_describe_split(evaluation)}, {evaluation.rows:,} rows"),
     ]
     # Notes of the data set itself, then overrides that had no effect on it.

@@ -81,18 +81,18 @@ def predict_rows(saved_model: SavedModel, x: Any) -> Predictions:
     # Otherwise the forward pass would fail with a TypeError about missing arguments.
     refuse_several_inputs(saved_model)
     spec = saved_model.spec
-    task = saved_model.task
+    objective = saved_model.objective
     inputs = _prepare_inputs(x, spec)
     outputs = compute_outputs(saved_model, inputs)
-    values = task.predict(outputs)
+    values = objective.predict(outputs)
     if spec.task == "regression":
         return Predictions(values, None, [])
 
-    probabilities = task.compute_probabilities(outputs)
+    probabilities = objective.compute_probabilities(outputs)
     if spec.outputs:
-        return Predictions(values, None, [join_outputs(row) for row in answer_outputs(task, outputs)])
+        return Predictions(values, None, [join_outputs(row) for row in answer_outputs(objective, outputs)])
     if spec.task == "multilabel":
-        rows = rate_labels(task, outputs, saved_model.class_names)
+        rows = rate_labels(objective, outputs, saved_model.class_names)
         return Predictions(values, probabilities, [join_labels(row) for row in rows])
     if spec.task == "binary":
         probabilities = torch.stack((1 - probabilities, probabilities), -1)

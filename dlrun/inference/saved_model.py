@@ -57,7 +57,7 @@ class SavedModel:
     # The loaded checkpoint; empty for a full model.
     state: dict[str, Any]
     # Device and precision.
-    process: Runtime
+    runtime: Runtime
     # The unpickled model, if `path` holds one.
     full_model: nn.Module | None = None
 
@@ -88,7 +88,7 @@ class SavedModel:
         return [str(number) for number in range(count)]
 
     @cached_property
-    def task(self) -> Objective:
+    def objective(self) -> Objective:
         """Loss, predictions and metrics."""
         # Balanced weights are those of the rows of training, which need not be at hand.
         if objectives.has_balanced_weights(self.settings):
@@ -98,10 +98,10 @@ class SavedModel:
         else:
             weights = objectives.compute_class_weights(self.settings, self.spec, None)
         trusted_modules = self.request.trusted_modules
-        task = objectives.build_objective(self.settings, self.spec, self.process, trusted_modules, weights)
-        if task.loss_module is not None and "loss" in self.state:
-            load_weights(task.loss_module, self.state["loss"], self.path)
-        return task
+        objective = objectives.build_objective(self.settings, self.spec, self.runtime, trusted_modules, weights)
+        if objective.loss_module is not None and "loss" in self.state:
+            load_weights(objective.loss_module, self.state["loss"], self.path)
+        return objective
 
     @cached_property
     def raw_splits(self) -> Splits:
@@ -140,11 +140,11 @@ class SavedModel:
     def model(self) -> nn.Module:
         """The model with its saved weights, on the device. Only a full model needs the data for it."""
         if self.full_model is not None:
-            return self.full_model.to(self.process.device)
+            return self.full_model.to(self.runtime.device)
 
         # Pretrained weights are not downloaded: the checkpoint replaces them.
         with skip_trained_weights():
-            model = build.build_model(self.settings, self.spec, self.process, self.request.trusted_modules)
+            model = build.build_model(self.settings, self.spec, self.runtime, self.request.trusted_modules)
         # A net may create or grow buffers in its forward pass; load_state_dict needs them to exist.
         BuiltBuffers(model).fit(self.state["model"], self.state.get(MADE_BUFFERS, []))
         load_weights(model, self.state["model"], self.path)
@@ -183,7 +183,7 @@ class SavedModel:
         # which is required but not used, shrinks to one row.
         first_row = take(part, torch.zeros(1).long())
         only_test = replace(splits, train=first_row, val=None, test=part)
-        batches = build.build_batches(self.settings, only_test, self.model, self.process).test
+        batches = build.build_batches(self.settings, only_test, self.model, self.runtime).test
         assert batches is not None
         return name, batches, get_origin(part, name)
 
@@ -214,8 +214,8 @@ def open_saved_model(place: str, overrides: Sequence[str] = ()) -> Iterator[Save
     settings = read_settings(request.config, request.choices)
 
     full_model = checkpoint.load_full_model(path, settings.trust) if is_full_model else None
-    with device.device_session(settings.device, settings.seed) as process:
-        yield SavedModel(path, request, settings, state, process, full_model)
+    with device.device_session(settings.device, settings.seed) as runtime:
+        yield SavedModel(path, request, settings, state, runtime, full_model)
 
 
 def _restore_training_defaults(request: Request, state: dict[str, Any], plain: dict[str, Any]) -> None:

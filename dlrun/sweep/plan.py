@@ -48,8 +48,8 @@ def check_jobs(
             settings = replace(settings, preflight=False)
         try:
             with contextlib.ExitStack() as resources:
-                process = enter_device_session(resources, settings, job_errors)
-                context = prepare(settings, process, job.request.trusted_modules, job_errors)
+                runtime = enter_device_session(resources, settings, job_errors)
+                context = prepare(settings, runtime, job.request.trusted_modules, job_errors)
                 passed.add(subject)
                 if on_end is not None:
                     on_end(job, context)

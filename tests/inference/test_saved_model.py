@@ -43,7 +43,7 @@ def test_everything_that_belongs_to_a_checkpoint(run: Path) -> None:
         assert any(not torch.equal(v, state["model"][k]) for k, v in saved.averaged_weights.items())
         name, batches, _ = saved.load_held_out()
         assert (name, batches.rows) == ("test", 8)
-        assert "accuracy" in saved.task.metric_names
+        assert "accuracy" in saved.objective.metric_names
 
 
 @pytest.mark.slow

@@ -155,12 +155,12 @@ def write_companions(
         "outputs": [{"name": "output", "dtype": _name_dtype(outputs), "shape": output_shape}],
         "output_to_probability": name_probability_function(saved_model),
         # Of a Poisson regression, whose model gives logarithms.
-        **({"output_to_value": "exp"} if saved_model.task.is_exponential else {}),
+        **({"output_to_value": "exp"} if saved_model.objective.is_exponential else {}),
         # Of several outputs: which columns of the output are whose.
         **({"columns": describe_columns(saved_model)} if spec.outputs else {}),
         # Of an autoencoder: its output is its normalized input, flattened, or logits of that.
         **({"reconstructs": True} if spec.reconstructs else {}),
-        **({"output_to_value": "sigmoid"} if saved_model.task.is_logistic else {}),
+        **({"output_to_value": "sigmoid"} if saved_model.objective.is_logistic else {}),
         **_describe_target_scale(saved_model),
         "class_names": list_class_names(saved_model),
         "preprocessing": _describe_preprocessing(saved_model, example, shapes[0]),
@@ -182,7 +182,7 @@ def write_companions(
 
 def _describe_target_scale(saved_model: SavedModel) -> dict[str, Any]:
     """Of a regression on a table: its values are output * std + mean."""
-    if not saved_model.task.scales_targets:
+    if not saved_model.objective.scales_targets:
         return {}
     spec = saved_model.spec
     return {"output_to_value": {"mean": list(spec.target_mean), "std": list(spec.target_std)}}
@@ -215,28 +215,28 @@ def describe_origin(saved_model: SavedModel) -> dict[str, Any]:
 
 def name_probability_function(saved_model: SavedModel) -> str | None:
     """Return the name of the function from outputs to probabilities; None for regression and several outputs."""
-    return _name_function(saved_model.task)
+    return _name_function(saved_model.objective)
 
 
-def _name_function(task: Objective) -> str | None:
-    if task.spec.task in ("regression", "multitask"):
+def _name_function(objective: Objective) -> str | None:
+    if objective.spec.task in ("regression", "multitask"):
         return None
-    if task.spec.task in ("binary", "multilabel"):
+    if objective.spec.task in ("binary", "multilabel"):
         # A model trained with plain BCE has the sigmoid inside; only the objective knows.
         half = torch.full((1, 1), 0.5)
-        is_probability = torch.equal(task.compute_probabilities(half).flatten(), half.flatten())
+        is_probability = torch.equal(objective.compute_probabilities(half).flatten(), half.flatten())
         return "identity" if is_probability else "sigmoid"
-    return "exp" if task.loss_name == "nll" else "softmax"
+    return "exp" if objective.loss_name == "nll" else "softmax"
 
 
 def describe_columns(saved_model: SavedModel) -> list[dict[str, Any]]:
     """Return what the columns of several outputs are: from, up to but not including, and how they are read."""
-    task = saved_model.task
-    assert isinstance(task, MultitaskObjective)
+    objective = saved_model.objective
+    assert isinstance(objective, MultitaskObjective)
     columns = []
     start = 0
     for output in saved_model.spec.outputs:
-        part = task.parts[output.name]
+        part = objective.parts[output.name]
         column: dict[str, Any] = {"name": output.name, "task": output.task, "from": start, "to": start + output.size}
         column["output_to_probability"] = _name_function(part)
         column["class_names"] = [output.name_class(number) for number in range(output.class_count)]

@@ -125,7 +125,7 @@ class _Answer:
 
 def _list_answers(saved_model: SavedModel, taken: Sequence[str]) -> list[_Answer]:
     spec = saved_model.spec
-    task = saved_model.task
+    objective = saved_model.objective
 
     def name(prefix: str, output: str) -> str:
         text = f"{prefix} {output}".strip()
@@ -156,8 +156,8 @@ def _list_answers(saved_model: SavedModel, taken: Sequence[str]) -> list[_Answer
             part = (column["task"], column["from"], column["to"], function, column["class_names"])
             answers.append(make(column["name"], *part))
         return answers
-    function = "exp" if task.is_exponential else name_probability_function(saved_model)
-    scale = (spec.target_mean, spec.target_std) if task.scales_targets else ((), ())
+    function = "exp" if objective.is_exponential else name_probability_function(saved_model)
+    scale = (spec.target_mean, spec.target_std) if objective.scales_targets else ((), ())
     return [make("", spec.task, 0, spec.output_size, function, list_class_names(saved_model), scale)]
 
 
@@ -348,13 +348,14 @@ def _compute_answers(saved_model: SavedModel, outputs: torch.Tensor) -> list[NDA
     """dlrun's values (rows, values) or probabilities (rows, classes), an array for each of the graph's answers."""
     from dlrun.engine.multitask import MultitaskObjective
 
-    task = saved_model.task
-    parts = [(task, outputs)]
-    if isinstance(task, MultitaskObjective):
+    objective = saved_model.objective
+    parts = [(objective, outputs)]
+    if isinstance(objective, MultitaskObjective):
         sizes = [output.size for output in saved_model.spec.outputs]
         pieces = torch.split(outputs, sizes, dim=1)
         parts = [
-            (task.parts[output.name], piece) for output, piece in zip(saved_model.spec.outputs, pieces, strict=True)
+            (objective.parts[output.name], piece)
+            for output, piece in zip(saved_model.spec.outputs, pieces, strict=True)
         ]
     answers = []
     for part, piece in parts:

@@ -43,10 +43,10 @@ class Answer:
     where: str = ""
 
 
-def rank_classes(task: Objective, outputs: Tensor, names: Sequence[str], top: int) -> list[tuple[Choice, ...]]:
+def rank_classes(objective: Objective, outputs: Tensor, names: Sequence[str], top: int) -> list[tuple[Choice, ...]]:
     """Return the `top` most likely classes of each row of outputs (N, ...)."""
-    probabilities = task.compute_probabilities(outputs.float())
-    if task.spec.task == "binary":
+    probabilities = objective.compute_probabilities(outputs.float())
+    if objective.spec.task == "binary":
         probabilities = torch.stack([1 - probabilities, probabilities], dim=1)
 
     # Stable: of equally likely classes the first comes first, on any device.
@@ -73,21 +73,21 @@ def join_labels(labels: Sequence[Choice]) -> str:
     return ", ".join(name for name, probability in labels if probability > 0.5)
 
 
-def rate_labels(task: Objective, outputs: Tensor, names: Sequence[str]) -> list[tuple[Choice, ...]]:
+def rate_labels(objective: Objective, outputs: Tensor, names: Sequence[str]) -> list[tuple[Choice, ...]]:
     """Return every label with its probability, for each row of outputs (N, labels)."""
-    rows = task.compute_probabilities(outputs.float()).tolist()
+    rows = objective.compute_probabilities(outputs.float()).tolist()
     return [tuple(zip(names, probabilities, strict=True)) for probabilities in rows]
 
 
-def answer_outputs(task: Objective, outputs: Tensor) -> list[tuple[NamedAnswer, ...]]:
+def answer_outputs(objective: Objective, outputs: Tensor) -> list[tuple[NamedAnswer, ...]]:
     """Return the answers of a net of several outputs, for each row of outputs (N, outputs)."""
     outputs = outputs.float()
-    rows = zip(task.predict(outputs).tolist(), task.compute_probabilities(outputs).tolist(), strict=True)
+    rows = zip(objective.predict(outputs).tolist(), objective.compute_probabilities(outputs).tolist(), strict=True)
     answers = []
     for values, probabilities in rows:
         row: list[NamedAnswer] = []
         start = 0
-        for output, probability in zip(task.spec.outputs, probabilities, strict=True):
+        for output, probability in zip(objective.spec.outputs, probabilities, strict=True):
             end = start + output.columns
             if output.task == "regression":
                 row.append((output.name, tuple(values[start:end]), None))
@@ -109,9 +109,9 @@ def join_outputs(outputs: Sequence[NamedAnswer]) -> str:
     return ", ".join(texts)
 
 
-def join_tags(task: Objective, outputs: Tensor, lengths: Tensor, names: Sequence[str]) -> list[tuple[Choice, ...]]:
+def join_tags(objective: Objective, outputs: Tensor, lengths: Tensor, names: Sequence[str]) -> list[tuple[Choice, ...]]:
     """Return the tags of each row of outputs (N, length, tags): letters joined to a word, longer names by spaces."""
-    probabilities, tags = task.compute_probabilities(outputs.float()).max(-1)
+    probabilities, tags = objective.compute_probabilities(outputs.float()).max(-1)
     has_letters_only = all(len(name) == 1 for name in names)
     separator = "" if has_letters_only else " "
 

@@ -52,16 +52,16 @@ def compute_outputs(saved_model: SavedModel, inputs: tuple[Tensor, ...]) -> Tens
     the model in batches, in evaluation mode, with the memory format and precision of the run; the mode of the model is
     restored afterwards.
     """
-    process = saved_model.process
+    runtime = saved_model.runtime
     model = saved_model.model
-    is_channels_last = build.wants_channels_last(model, saved_model.spec, process)
-    placement = Placement(process.device, process.dtype, saved_model.spec, is_channels_last)
+    is_channels_last = build.wants_channels_last(model, saved_model.spec, runtime)
+    placement = Placement(runtime.device, runtime.dtype, saved_model.spec, is_channels_last)
 
     batch_size = choose_batch_size(saved_model)
     batches = zip(*(torch.split(x, batch_size) for x in inputs), strict=True)
     blocks = []
     for batch in batches:
-        with evaluation_mode(model), process.autocast():
+        with evaluation_mode(model), runtime.autocast():
             outputs = model(*placement.view_channels_first(tuple(placement.move_inputs(batch))))
         # Half precision ends here: probabilities are computed in float32 at least.
         if outputs.dtype.itemsize < 4:

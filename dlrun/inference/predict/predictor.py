@@ -169,29 +169,29 @@ def _interpret_outputs(
     saved_model: SavedModel, inputs: tuple[Tensor, ...], outputs: Tensor, top: int
 ) -> list[dict[str, Any]]:
     """Return the fields of an Answer that each row of outputs stands for: values or choices."""
-    task = saved_model.task
-    if task.spec.reconstructs:
-        return _describe_reconstructions(task, inputs[0], outputs)
-    if task.spec.task == "regression":
+    objective = saved_model.objective
+    if objective.spec.reconstructs:
+        return _describe_reconstructions(objective, inputs[0], outputs)
+    if objective.spec.task == "regression":
         # A model with one output may return (N,) or (N, 1).
-        table = task.predict(outputs).numpy().reshape(len(outputs), -1)
+        table = objective.predict(outputs).numpy().reshape(len(outputs), -1)
         return [{"values": tuple(map(_to_shortest_float, row))} for row in table]
 
-    if task.spec.outputs:
-        return [{"outputs": row} for row in answer_outputs(task, outputs)]
-    if task.spec.task == "multilabel":
-        return [{"labels": row} for row in rate_labels(task, outputs, saved_model.class_names)]
-    if task.spec.task == "tagging":
-        choices = join_tags(task, outputs, inputs[1], saved_model.class_names)
+    if objective.spec.outputs:
+        return [{"outputs": row} for row in answer_outputs(objective, outputs)]
+    if objective.spec.task == "multilabel":
+        return [{"labels": row} for row in rate_labels(objective, outputs, saved_model.class_names)]
+    if objective.spec.task == "tagging":
+        choices = join_tags(objective, outputs, inputs[1], saved_model.class_names)
     else:
-        choices = rank_classes(task, outputs, saved_model.class_names, top)
+        choices = rank_classes(objective, outputs, saved_model.class_names, top)
     return [{"choices": row} for row in choices]
 
 
-def _describe_reconstructions(task: Objective, inputs: Tensor, outputs: Tensor) -> list[dict[str, Any]]:
-    values = task.predict(outputs)
+def _describe_reconstructions(objective: Objective, inputs: Tensor, outputs: Tensor) -> list[dict[str, Any]]:
+    values = objective.predict(outputs)
     errors = (values.double() - inputs.flatten(1).double()).square().mean(1).tolist()
-    rows = undo_normalization(values, task.spec).float().numpy()
+    rows = undo_normalization(values, objective.spec).float().numpy()
     return [
         {"values": tuple(map(_to_shortest_float, row)), "reconstruction_error": error}
         for row, error in zip(rows, errors, strict=True)

@@ -149,7 +149,7 @@ def test_an_image_of_the_data_is_answered_as_eval_does(dlrun: Callable, trained:
         for i, image in enumerate(pixels[:, 0].numpy()):
             Image.fromarray(image).save(tmp_path / f"{i:02}.png")
         exact = (pixels / 255 - saved.spec.mean[0]) / saved.spec.std[0]
-        truth = saved.task.compute_probabilities(forward.compute_outputs(saved, (exact,))).max(1)
+        truth = saved.objective.compute_probabilities(forward.compute_outputs(saved, (exact,))).max(1)
         answers = list(predict_inputs(saved, sorted(str(p) for p in tmp_path.glob("*.png"))))
     untouched = [not a.note for a in answers]
     assert sum(untouched) >= 36
