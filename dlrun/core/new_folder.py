@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dlrun.core.errors import RequestError
-from dlrun.core.files import is_about
 
 
 class NewFolder:
@@ -22,26 +21,18 @@ class NewFolder:
 
 @contextlib.contextmanager
 def create_folder(parent: Path, name: str) -> Iterator[NewFolder]:
-    """Create parent/name, or parent/name_2 and so on if it exists, with all that the block writes, or not at all."""
+    """Create parent/name, or parent/name_2 and so on if it exists, with all that the block writes, or not at all.
+
+    What the disk refuses is raised as it is, and so are errors of the block. A parent that was made for it goes again.
+    """
     # By this name a leftover of a killed process is known for what it is.
     folder = NewFolder(parent / f".{name}.{os.getpid()}.tmp")
     is_new_parent = not parent.exists()
 
     try:
-        try:
-            folder.temporary.mkdir(parents=True)
-        except OSError as error:
-            raise _explain_unwritable(parent, error) from error
-
-        try:
-            yield folder
-            _sync(folder.temporary)
-        except OSError as error:
-            # An error may also come from the data, or from the model that is exported.
-            if not is_about(error, folder.temporary):
-                raise
-            raise _explain_unwritable(parent, error) from error
-
+        folder.temporary.mkdir(parents=True)
+        yield folder
+        _sync(folder.temporary)
         folder.final = _rename(folder.temporary, parent, name)
     finally:
         shutil.rmtree(folder.temporary, ignore_errors=True)
@@ -64,9 +55,9 @@ def _rename(temporary: Path, parent: Path, name: str) -> Path:
             # Another process took the name in between.
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
                 continue
-            raise _explain_unwritable(parent, error) from error
+            raise
         return final
-    raise RequestError(f"{parent} holds ten thousand exports; remove some")
+    raise RequestError(f"{parent} holds ten thousand folders of the name {name}; remove some")
 
 
 def _sync(folder: Path) -> None:
@@ -77,7 +68,3 @@ def _sync(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-def _explain_unwritable(folder: Path, error: OSError) -> RequestError:
-    return RequestError(f"cannot write to {folder} ({error.strerror or error}); make room there, or copy the run")

@@ -2,8 +2,6 @@
 
 import io
 import itertools
-import os
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,6 +15,7 @@ from torch import Tensor
 from dlrun.config.schema import strip_permission_words
 from dlrun.core.csv_text import CsvWriter
 from dlrun.core.files import write_json, write_text
+from dlrun.core.new_folder import create_folder
 from dlrun.data.origin import Origin
 from dlrun.data.spec import Output
 from dlrun.data.windows import is_series, name_steps
@@ -55,36 +54,9 @@ class Evaluation:
 
 def write_evaluation(evaluation: Evaluation, run: Path, figures: bool) -> Path:
     """Write a new folder in RUN/eval, which appears complete or not at all; OSError if it cannot be written."""
-    parent = run / "eval"
-    is_first = not parent.exists()
-    hidden = parent / f".{os.getpid()}.tmp"
-    try:
-        # Written under a hidden name first: an interrupted evaluation leaves no half folder.
-        hidden.mkdir(parents=True)
-        _write_files(hidden, evaluation, figures)
-        return _rename_to_free_name(hidden, parent / f"{datetime.now():%Y-%m-%d_%H-%M-%S}")
-    finally:
-        shutil.rmtree(hidden, ignore_errors=True)
-        # A failed first evaluation leaves the run folder as it was.
-        if is_first and parent.exists() and not any(parent.iterdir()):
-            parent.rmdir()
-
-
-def _rename_to_free_name(hidden: Path, target: Path) -> Path:
-    """Rename the folder to `target`, with a number appended if that name is taken."""
-    number = 1
-    while True:
-        suffix = "" if number == 1 else f"_{number}"
-        folder = target.with_name(target.name + suffix)
-        number += 1
-        if folder.exists():
-            continue
-        try:
-            return hidden.rename(folder)
-        except OSError:
-            # Another evaluation took the name within this second: rename does not replace a folder with content.
-            if not folder.exists():
-                raise
+    with create_folder(run / "eval", f"{datetime.now():%Y-%m-%d_%H-%M-%S}") as folder:
+        _write_files(folder.temporary, evaluation, figures)
+    return folder.final
 
 
 def _write_files(folder: Path, evaluation: Evaluation, figures: bool) -> None:

@@ -16,7 +16,7 @@ from dlrun.core.library_warnings import divert_warnings
 from dlrun.engine.device import count_cores
 from dlrun.experiment.context import RunContext
 from dlrun.experiment.setup import enter_device_session, prepare
-from dlrun.runs.reports.console import Console, format_clock, format_facts
+from dlrun.runs.reports.console import Console, format_facts
 from dlrun.sweep.jobs import Job, has_own_code
 from dlrun.sweep.process_engine import Parallel
 
@@ -179,13 +179,3 @@ def _is_part_of_setting(word: str) -> bool:
     key = get_key(word)
     is_in_identity = key.split(".")[0] not in schema.NOT_IDENTITY
     return key != "seed" and (is_in_identity or key.startswith("device"))
-
-
-def format_duration(seconds: float) -> str:
-    """A duration as "12.3 s", or a clock from a minute on."""
-    return f"{seconds:.1f} s" if seconds < 60 else format_clock(seconds)
-
-
-def format_size(count: float) -> str:
-    """A number of bytes in MB, or in GB from one on."""
-    return f"{count / 1e6:,.1f} MB" if count < 1e9 else f"{count / 1e9:,.1f} GB"

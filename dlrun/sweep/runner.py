@@ -21,7 +21,7 @@ from dlrun.engine.device import count_cores
 from dlrun.experiment.builder import data_cache
 from dlrun.experiment.late_pictures import draw_finished, draw_losses
 from dlrun.runs.record import LEDGER, RunRecord
-from dlrun.runs.reports.console import Console, format_facts
+from dlrun.runs.reports.console import Console, format_clock, format_facts
 from dlrun.runs.reports.plots import fonts
 from dlrun.sweep import clusters
 from dlrun.sweep.comparison import expectations, report
@@ -30,7 +30,7 @@ from dlrun.sweep.continuation import choose_folder, has_chosen_folder, prepare_j
 from dlrun.sweep.engines import Engine, Outcome, Serial
 from dlrun.sweep.jobs import Job, build_jobs, drop_duplicates, has_own_code
 from dlrun.sweep.ledger import DONE, Ledger
-from dlrun.sweep.plan import check_in_process, check_jobs, format_duration, format_size, print_plan
+from dlrun.sweep.plan import check_in_process, check_jobs, print_plan
 from dlrun.sweep.process_engine import Adaptive, Parallel, resolve_job_count
 from dlrun.sweep.progress import Display
 from dlrun.sweep.stacks import PreparedJobs, Unit, find_begun_stacks, plan_stacks
@@ -105,7 +105,7 @@ def run(requests: Sequence[Request]) -> int:
         if sweep_settings["dry_run"]:
             return 0
 
-        watcher = Watcher(console, ledger, unfinished, at_once, bool(sweep_settings["fail_fast"]))
+        watcher = LedgerWatcher(console, ledger, unfinished, at_once, bool(sweep_settings["fail_fast"]))
         for job in unfinished:
             if job.key in missing_data:
                 watcher.on_job_start(job)
@@ -295,7 +295,7 @@ def conclude(
     console: Console,
     ledger: Ledger,
     jobs: Sequence[Job],
-    watcher: "Watcher",
+    watcher: "LedgerWatcher",
     is_serial: bool,
     extras: Extras | None = None,
 ) -> bool:
@@ -374,7 +374,7 @@ def _draw_best_runs(
     return pages
 
 
-class Watcher:
+class LedgerWatcher:
     """Records the progress of the jobs in the ledger, and shows it on the terminal."""
 
     def __init__(self, console: Console, ledger: Ledger, jobs: Sequence[Job], at_once: int, fail_fast: bool) -> None:
@@ -440,9 +440,9 @@ class Watcher:
             text += f", {self.display.failure_count} failed"
         if self.is_stopping:
             text += " (sweep.fail_fast=true: the others were not started)"
-        text += f" in {format_duration(seconds)}"
+        text += f" in {_format_duration(seconds)}"
         if finished_count == total:
-            text += f", {format_size(self._count_bytes())}"
+            text += f", {_format_size(self._count_bytes())}"
 
         self.console.say()
         self.console.say(text)
@@ -455,3 +455,13 @@ class Watcher:
                 if path.is_file():
                     count += path.stat().st_size
         return count
+
+
+def _format_duration(seconds: float) -> str:
+    """A duration as "12.3 s", or a clock from a minute on."""
+    return f"{seconds:.1f} s" if seconds < 60 else format_clock(seconds)
+
+
+def _format_size(count: float) -> str:
+    """A number of bytes in MB, or in GB from one on."""
+    return f"{count / 1e6:,.1f} MB" if count < 1e9 else f"{count / 1e9:,.1f} GB"

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from dlrun.config import unheeded
 from dlrun.core.bounded import read_json
 from dlrun.core.errors import RequestError
+from dlrun.core.files import convert_write_errors
 from dlrun.core.new_folder import create_folder
 from dlrun.core.shell import quote
 from dlrun.inference.saved_model import SavedModel, load_weights, open_saved_model, read_run_name
@@ -48,7 +49,10 @@ def export(words: list[str], format: str, weights: str) -> None:
 
         # The folder appears under its final name once every file in it is complete.
         parent = (saved_model.folder or saved_model.path.absolute().parent) / "export"
-        with create_folder(parent, format) as folder:
+        with (
+            convert_write_errors(parent, "make room there, or copy the run"),
+            create_folder(parent, format) as folder,
+        ):
             files = [path.name for path in write(saved_model, folder.temporary)]
         _print_export(saved_model, format, folder.final, files)
 

@@ -43,7 +43,7 @@ class Search:
     settings: SweepConfig
     trials: Trials
     engine: Engine
-    watcher: runner.Watcher
+    watcher: runner.LedgerWatcher
     # Trials that are proposed at once.
     round_size: int
     # Whether a cluster runs the trials: its machines prepare the jobs, each time anew.
@@ -228,7 +228,7 @@ def run(requests: Sequence[Request]) -> int:
 
         if sweep.jobs == "auto" and isinstance(engine, Serial) and count_cores() > 1:
             engine = Adaptive(engine, count_cores())
-        watcher = runner.Watcher(console, ledger, (), at_once, sweep.fail_fast)
+        watcher = runner.LedgerWatcher(console, ledger, (), at_once, sweep.fail_fast)
         watcher.display.total = trials.count_runs_left()
         with watcher.display.show_live():
             round_size = choose_round_size(sweep, study, count, at_once, is_remote)
