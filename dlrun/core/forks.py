@@ -103,7 +103,7 @@ def _call(function: Callable[[int], Any], number: int) -> tuple[Any, BaseExcepti
     try:
         return function(number), None
     except (Exception, SystemExit) as error:
-        # The caller decides what it means.
+        # The user's own code may raise anything; the caller decides what it means.
         return None, error
 
 
@@ -113,6 +113,7 @@ def _send(pipe: Connection, result: tuple[Any, BaseException | None]) -> None:
         content = pickle.dumps(result)
         pickle.loads(content)
     except Exception:
+        # An exception of the user's own may do anything while it is pickled.
         error = result[1]
         content = pickle.dumps((None, RunError(f"{type(error).__name__}: {error}")))
     pipe.send_bytes(content)
