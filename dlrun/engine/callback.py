@@ -68,7 +68,7 @@ class TrainerView:
         self.row |= {f"{split}/{name}": value for name, value in metrics.items()}
 
     def add_logged_values(self, row: dict[str, float]) -> None:
-        """Add to a row what has been logged since the last call; nothing, where models and callbacks log nothing."""
+        """Add the values logged since the last call to a row; here none, as in a stack nothing is logged."""
 
 
 class Callback:
@@ -82,7 +82,7 @@ class Callback:
     # Name under which trainer.profile sums up the time of these hooks.
     phase = "log"
 
-    # What `log` adds to, as soon as there is a trainer.
+    # Where `log` adds its values; set by the trainer.
     _logged_values: LoggedValues | None = None
 
     def on_fit_start(self, trainer: TrainerView) -> None:

@@ -66,7 +66,7 @@ class Distributed:
         return [rows.tensor_split(self.world_size)[self.rank] for rows in batches]
 
     def shard_batch_for_mixing(self, batches: "list[Tensor]") -> "list[Tensor]":
-        """This rank's rows as `shard_batch` deals them, behind the row before them; before the first is the last."""
+        """This rank's rows as in `shard_batch`, after the row that precedes them; the last row precedes the first."""
         import torch
 
         shards = []
@@ -283,7 +283,7 @@ class ProcessGroup(Distributed):
     def sync_gradients(self, forward: Any, enabled: bool) -> None:
         """Set what DistributedDataParallel.no_sync sets, without a context around both passes.
 
-        A net of fully_shard does not look at it: it adds up its shares batch by batch, as whole gradients take memory.
+        A net of fully_shard ignores it, and reduces its gradients after every batch: full ones would take memory.
         """
         forward.require_backward_grad_sync = enabled
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from dlrun.engine.sharding import ShardedModel
 
 # Key of a saved state: names of the buffers that the model created in its forward pass.
-MADE_BUFFERS = "made_buffers"
+CREATED_BUFFERS = "made_buffers"
 
 # A model of at most so many trained numbers has each of them in its rows, for people to watch.
 _MAX_LOGGED_PARAMETERS = 4
@@ -127,7 +127,7 @@ class TrainState:
     progress: Progress = field(default_factory=Progress)
     # Callbacks of the user, by name; checkpoints hold their state.
     callbacks: Mapping[str, Stateful] = field(default_factory=dict)
-    # What these, and the model, have logged in the current epoch.
+    # Values that callbacks and the model have logged in the current epoch.
     logged: LoggedValues = field(default_factory=LoggedValues)
     # Makes optimizer steps from a recorded CUDA graph where it can, eagerly otherwise.
     graph_step: Callable[..., Any] | None = field(default=None, init=False)
@@ -135,7 +135,7 @@ class TrainState:
     compile_seconds: float | None = field(default=None, init=False)
     # Metric sums of the current epoch.
     totals: MetricAccumulator = field(init=False)
-    # Buffers of the model before it met any data.
+    # Buffers of the model as it was built, before its first forward pass.
     built_buffers: BuiltBuffers = field(init=False)
     # The processes that train together.
     ranks: Distributed = field(default=SINGLE_PROCESS, init=False)
@@ -144,11 +144,11 @@ class TrainState:
     compute_auxiliary_loss: Callable[[], Tensor] | None = field(init=False)
     # The model's forward pass in training; its gradients are averaged over the ranks.
     forward: Callable[..., Tensor] = field(init=False)
-    # The copy of the model that trains where device.strategy=fsdp2 splits it; `model` is whole, and for all else.
+    # The split copy of `model` that trains under device.strategy=fsdp2; `model` itself serves all else.
     sharded: "ShardedModel | None" = field(default=None, init=False)
     # Step and loss, on the device, since `check_finite` last read them.
     recent_losses: list[tuple[int, Tensor]] = field(default_factory=list)
-    # Of the last step that was clipped or measured.
+    # Gradient norm of the last step that was clipped or measured.
     grad_norm: Tensor = field(default_factory=lambda: torch.tensor(math.nan))
     # States of the callbacks in the checkpoint that this training resumes from; None for a new training.
     resumed_callbacks: dict[str, Any] | None = field(default=None, init=False)
@@ -193,7 +193,7 @@ class TrainState:
         self.compute_auxiliary_loss = _get_method(sharded.training, "auxiliary_loss")
 
     def leave_shards(self) -> None:
-        """After the training: every rank has the whole model, with the final weights. A collective call."""
+        """After the training: give every rank the full model with the final weights. A collective call."""
         if self.sharded is None:
             return
         self.gather()
@@ -201,14 +201,14 @@ class TrainState:
         self.forward = self.model
 
     def gather(self) -> None:
-        """Bring the whole model, and the average, up to date where training splits them. A collective call."""
+        """Bring `model` and its average up to date under fsdp2, else do nothing. A collective call."""
         if self.sharded is not None:
             self.sharded.gather()
             if self.ema is not None:
                 self.ema.gather()
 
     def release(self) -> None:
-        """Give back the memory of the whole model, and the average, where training splits them."""
+        """Free the memory of `model` and its average under fsdp2, else do nothing."""
         if self.sharded is not None:
             self.sharded.weights.release()
             if self.ema is not None:
@@ -226,7 +226,7 @@ class TrainState:
 
     @property
     def training_model(self) -> nn.Module:
-        """The model that the training changes: itself, or its copy that is split over the ranks."""
+        """The module whose parameters are trained: `model`, or under fsdp2 its split copy."""
         return self.model if self.sharded is None else self.sharded.training
 
     @property
@@ -282,7 +282,7 @@ class TrainState:
             if parameter.requires_grad:
                 trainable[name] = parameter
                 count += parameter.numel()
-            # The first layer tells of most models that they are not tiny: this is asked after every epoch.
+            # Called after every epoch; the first layer shows of most models that they are not tiny.
             if count > _MAX_LOGGED_PARAMETERS:
                 return {}
 
@@ -321,7 +321,7 @@ class TrainState:
     def state_dict(self) -> dict[str, Any]:
         """The state as tensors and plain Python; RunError instead after a loss that is not finite.
 
-        A collective call where training splits the model; the state is rank 0's, and of the others a part.
+        A collective call under fsdp2; only rank 0 gets the full state.
         """
         # Reads first_loss, which is part of the state.
         self.check_finite()
@@ -352,7 +352,7 @@ class TrainState:
         return self.sharded.gather_optimizer_state(self.optimizer, keep_tensors=self.ranks.rank == 0)
 
     def get_local_state(self) -> dict[str, Any]:
-        """The part of the state that each rank has of its own: sums of the current epoch, and users' callbacks."""
+        """The part of the state that differs between ranks: sums of the current epoch, and users' callbacks."""
         state: dict[str, Any] = {"totals": self.totals.state_dict()}
         logged = self.logged.state_dict()
         if logged:
@@ -369,12 +369,12 @@ class TrainState:
         state["model"] = self.model.state_dict()
         created = self.built_buffers.list_created()
         if created:
-            state[MADE_BUFFERS] = created
+            state[CREATED_BUFFERS] = created
         return state
 
     def use_weights(self, state: dict[str, Any]) -> None:
         """Load `model`, and `ema` if there is one, of a saved state."""
-        created = state.get(MADE_BUFFERS, [])
+        created = state.get(CREATED_BUFFERS, [])
         self.built_buffers.fit(state["model"], created)
         load_weights(self.model, state["model"])
         if self.ema is not None and "ema" in state:
@@ -418,7 +418,7 @@ class TrainState:
             self.totals.load_state_dict(rank_state["totals"], device)
             self.logged.add_state_dict(rank_state.get("logged", {}), device)
 
-        # Of another number of ranks, all take what rank 0 had.
+        # If the world size changed, all ranks take the callbacks of rank 0.
         own_state = rank_states[0] if rank_states else state
         self.resumed_callbacks = own_state.get("callbacks", {})
         if "frozen" in state:

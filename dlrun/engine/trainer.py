@@ -48,12 +48,12 @@ class Trainer(TrainerView):
         self.user_callbacks = user_callbacks
         self.stop_requested = stop_requested
         self.forward: ForwardPass = compute_outputs_and_loss
-        # What callbacks of the user have changed is to be in what others record.
-        gathering = [Gathering()] if user_callbacks and state.sharded is not None else []
-        self.callbacks = self.arrange([*user_callbacks, *gathering, BestEpoch(), *callbacks])
+        # Callbacks of the user may change split weights: these are gathered again before they are recorded.
+        gather = [GatherWeights()] if user_callbacks and state.sharded is not None else []
+        self.callbacks = self.make_callback_list([*user_callbacks, *gather, BestEpoch(), *callbacks])
 
-    def arrange(self, callbacks: Sequence[Callback]) -> CallbackList:
-        """The callbacks as this trainer calls them."""
+    def make_callback_list(self, callbacks: Sequence[Callback]) -> CallbackList:
+        """The list through which this trainer calls its callbacks; a subclass may time them."""
         return CallbackList(callbacks)
 
     def fit(self) -> str:
@@ -98,21 +98,21 @@ class Trainer(TrainerView):
         return "completed" if state.is_done else "early_stopped"
 
     def start(self) -> None:
-        """Let callbacks of the user log from now on, and begin; a resumed training keeps its state."""
+        """Let callbacks of the user log from now on, and call on_fit_start; a resumed training keeps its state."""
         for callback in self.user_callbacks:
             callback.log_to(self.state.logged)
         with self.state.keep_resumed_state():
             self.callbacks.on_fit_start(self)
 
     def end(self) -> None:
-        """Tell the callbacks of the end; what they would log now has no row to go to."""
+        """Call on_fit_end; a callback cannot log any more, as no row follows."""
         for callback in self.user_callbacks:
             callback.log_to(None)
         self.callbacks.on_fit_end(self)
 
     @contextmanager
     def report_exceptions(self) -> Iterator[None]:
-        """Tell the callbacks of an error, whatever it is, before it leaves: they may have something to close."""
+        """Call on_exception for an error before it leaves the trainer: callbacks may have something to close."""
         try:
             yield
         except Exception as error:
@@ -129,7 +129,7 @@ class Trainer(TrainerView):
         state.training_model.train()
         if state.sharded is not None:
             state.sharded.check_trainable()
-        set_loss_mode(state.objective, training=True)
+        _set_loss_mode(state.objective, training=True)
         needs_closure = requires_closure(state.optimizer)
         batches = self.load_epoch()
 
@@ -140,11 +140,11 @@ class Trainer(TrainerView):
 
             records: StepRecords = []
             self.records = records
-            # What the model logs in this step alone: a callback may run it, too.
+            # The model logs in this step only: callbacks may run it too.
             logged_values.set_receiver(state.logged)
             if needs_closure:
                 # LBFGS and its like evaluate the loss as often as they need.
-                state.optimizer.step(partial(compute_closure_loss, state, group, records, self.forward))  # type: ignore[arg-type]
+                state.optimizer.step(partial(_compute_closure_loss, state, group, records, self.forward))  # type: ignore[arg-type]
             elif state.graph_step is not None:
                 # Replays a recorded step, or makes an eager one.
                 state.graph_step(state, group, records)
@@ -227,8 +227,8 @@ class Trainer(TrainerView):
         return evaluate_split(self.state, batches, split)
 
 
-class Gathering(Callback):
-    """Brings the whole model up to date after an epoch, where training splits it over the ranks."""
+class GatherWeights(Callback):
+    """Brings the unsplit model up to date after an epoch, under device.strategy=fsdp2."""
 
     def on_epoch_end(self, trainer: TrainerView, row: dict[str, float]) -> None:
         """Gather the weights once more."""
@@ -284,24 +284,24 @@ def backward(
     is_first_pass = not records
     losses = []
     last = len(group) - 1
-    shares = compute_batch_shares(state, group)
+    shares = _compute_batch_shares(state, group)
 
     for i, ((inputs, targets), share) in enumerate(zip(group, shares, strict=True)):
         # Ranks exchange gradients once a step, in the backward pass of its last batch.
         state.ranks.sync_gradients(state.forward, enabled=i == last)
         outputs, loss = forward(state, inputs, targets)
-        weighted_loss = scale_loss(loss, share)
+        weighted_loss = _scale_loss(loss, share)
         state.scaler.scale(weighted_loss).backward()  # type: ignore[no-untyped-call]
         losses.append(weighted_loss.detach())
 
         if is_first_pass:
-            # Without a row of the batch this rank ran the model for its gradients' sake only.
+            # A rank without a row of the batch ran the model only to take part in the exchange of gradients.
             if not targets.numel():
                 outputs = outputs[:0]
             batch_loss = losses[-1] if weighted_loss is loss else loss.detach()
             records.append((outputs.detach(), targets, batch_loss))
 
-    # Those of the model were averaged in the backward pass.
+    # DDP has averaged the gradients of the model, but not those of the loss.
     if state.objective.loss_module is not None:
         state.ranks.average_gradients(state.objective.loss_module.parameters())
 
@@ -314,21 +314,21 @@ def backward(
     return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
 
-def compute_closure_loss(
+def _compute_closure_loss(
     state: TrainState, group: list[Batch], records: StepRecords, forward: ForwardPass = compute_outputs_and_loss
 ) -> Tensor:
-    """Run `backward` as the closure of an optimizer that looks at the loss; returns the mean loss over all ranks."""
+    """Run `backward` as an optimizer's closure; returns the mean loss over all ranks."""
     loss = backward(state, group, records, forward)
     if state.ranks.world_size == 1:
         return loss
     return state.ranks.sum_over_ranks(loss) / state.ranks.world_size
 
 
-def compute_batch_shares(state: TrainState, group: list[Batch]) -> Sequence[Tensor | float | None]:
+def _compute_batch_shares(state: TrainState, group: list[Batch]) -> Sequence[Tensor | float | None]:
     """Weight of each batch's mean loss in the mean over the group; None where the loss is used as it is.
 
-    The factor world_size makes up for gradients being averaged over the ranks, of which each has its part of the
-    rows. Rows are counted without communication; only tags, whose number differs from row to row, need it.
+    The factor world_size undoes the averaging of gradients over the ranks, each of which has only a part of the rows.
+    Rows are counted without communication; only tags, whose number differs from row to row, need it.
     """
     world_size = state.ranks.world_size
     if state.objective.reduction == "sum" or len(group) * world_size == 1:
@@ -346,7 +346,7 @@ def compute_batch_shares(state: TrainState, group: list[Batch]) -> Sequence[Tens
     return [world_size * len(targets) / rows for _, targets in group]
 
 
-def scale_loss(loss: Tensor, share: Tensor | float | None) -> Tensor:
+def _scale_loss(loss: Tensor, share: Tensor | float | None) -> Tensor:
     """Multiply the loss by its share, in the loss's own dtype."""
     if share is None:
         return loss
@@ -395,7 +395,7 @@ def evaluate(
     """
     # `train_epoch` sets training mode again.
     model.eval()
-    set_loss_mode(objective, training=False)
+    _set_loss_mode(objective, training=False)
     block = choose_block_size(len(batches))
     totals = objective.new_accumulator(block)
 
@@ -410,7 +410,7 @@ def evaluate(
     return totals.compute_metrics(ranks.gather_blocks)
 
 
-def set_loss_mode(objective: Objective, training: bool) -> None:
+def _set_loss_mode(objective: Objective, training: bool) -> None:
     """Put a loss that is a module into training or evaluation mode."""
     if objective.loss_module is not None:
         objective.loss_module.train(training)

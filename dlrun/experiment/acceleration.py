@@ -1,11 +1,10 @@
-"""What makes the steps of a run faster where its settings ask for it: threads, a CUDA graph, a compiled model."""
+"""Faster steps for a run whose settings ask for them: CPU threads, a CUDA graph, torch.compile."""
 
 from collections.abc import Callable
 
 from dlrun.core.errors import RequestError
-from dlrun.engine import device
 from dlrun.engine.acceleration import compile, threads
-from dlrun.engine.device import is_out_of_memory
+from dlrun.engine.device import count_cores, is_out_of_memory
 from dlrun.experiment.context import RunContext
 from dlrun.experiment.preflight import memory
 
@@ -13,11 +12,11 @@ from dlrun.experiment.preflight import memory
 def accelerate(context: RunContext, note: Callable[[str], None]) -> None:
     """Choose the CPU threads, record the CUDA graph and compile the model, where the settings ask for it.
 
-    note: reports why a step cannot be recorded.
+    note: called with the reason if recording a step fails later, in the training.
     """
     keys = context.settings.device
     if keys.num_threads == "auto":
-        context.notes.append(threads.choose_fastest(context.state, device.count_cores()))
+        context.notes.append(threads.choose_fastest(context.state, count_cores()))
 
     if context.runtime.device.type == "cuda" and keys.cuda_graph != "off":
         from dlrun.engine.acceleration import cuda_graph
@@ -36,7 +35,7 @@ def compile_model(context: RunContext) -> None:
     try:
         compile.compile_model(context.state, context.batches.test)
     except Exception as error:
-        # compile_model explains all but memory, as it does not know the settings.
+        # The engine has explained all other errors; what to type against this one depends on the settings.
         if not is_out_of_memory(error):
             raise
         raise RequestError(memory.explain_out_of_memory(context.settings, str(context.runtime.device))) from error

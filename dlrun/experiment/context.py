@@ -18,12 +18,12 @@ Answer = float | str
 
 @dataclass(frozen=True)
 class Preflight:
-    """What a small batch showed of the model; empty where `preflight` is off."""
+    """What a small batch has shown about the model; empty where `preflight` is off."""
 
     layers: list[Layer] = field(default_factory=list)
     # Memory that a step needs.
     memory: Estimate | None = None
-    # Some training rows, on which state that resume would lose is looked for.
+    # Some training rows, for the search for state that resume would lose.
     sample: Batch | None = None
 
     @property
@@ -44,7 +44,7 @@ class Start:
 
 @dataclass(frozen=True)
 class RunContext:
-    """Settings, data, model and training state of one run, and what has been noted about it."""
+    """Settings, data, model and training state of one run, and the notes on it."""
 
     settings: Settings
     runtime: Runtime
@@ -52,7 +52,7 @@ class RunContext:
     batches: SplitBatches
     objective: Objective
     state: TrainState
-    # By name; the state holds them too, as it saves them.
+    # By name; the train state holds them too, because checkpoints do.
     callbacks: dict[str, Callback]
     # Metrics of the trivial answer (the mean or the majority class), by split.
     baseline: dict[str, float]
@@ -61,10 +61,10 @@ class RunContext:
     # What the user should know, in order; result.json keeps them as warnings.
     notes: list[str]
 
+    # By their names in the config; empty on all ranks but the first.
+    loggers: dict[str, Logger] = field(default_factory=dict)
+
     @property
     def user_callbacks(self) -> list[Callback]:
         """Callbacks of the user's own, in the order of the config."""
         return list(self.callbacks.values())
-
-    # By their names in the config; empty in all processes but the first.
-    loggers: dict[str, Logger] = field(default_factory=dict)

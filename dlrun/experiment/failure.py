@@ -1,4 +1,4 @@
-"""What the error that ends a run is called: one sentence, whatever raised it."""
+"""One sentence for the error that ended a run, whatever raised it."""
 
 from pathlib import Path
 
@@ -10,15 +10,18 @@ from dlrun.experiment.context import RunContext
 from dlrun.experiment.preflight import memory
 
 
-def explain_failure(error: BaseException, context: RunContext, log: Path | None = None) -> str:
-    """One sentence about the error that ended a run, with `log` as the place of its traceback."""
-    message = str(error).strip() or "no message"
+def describe_failure(error: BaseException, context: RunContext, log: Path | None = None) -> str:
+    """Describe the error that ended a run in one sentence.
+
+    log: the file that has the traceback, which the sentence then names.
+    """
     death = workers.explain_death(error)
     if death is not None:
-        return f"{death} (traceback in {log})" if log else str(death)
+        return _add_log(str(death), log)
     if is_out_of_memory(error):
-        sentence = memory.explain_out_of_memory(context.settings, str(context.runtime.device))
-        return f"{sentence} (traceback in {log})" if log else sentence
+        return _add_log(memory.explain_out_of_memory(context.settings, str(context.runtime.device)), log)
+
+    message = str(error).strip() or "no message"
     # An error of dlrun's own is a sentence for the user already.
     if isinstance(error, DlrunError):
         return message
@@ -27,3 +30,7 @@ def explain_failure(error: BaseException, context: RunContext, log: Path | None 
     if log is None:
         return f"{explanation} (-v shows the traceback)"
     return f"{explanation} (traceback in {log}; -v shows it here)"
+
+
+def _add_log(sentence: str, log: Path | None) -> str:
+    return sentence if log is None else f"{sentence} (traceback in {log})"

@@ -30,8 +30,8 @@ def finish(
 ) -> dict[str, Any]:
     """Evaluate the best weights on the test split, export, draw, and write result.json last; returns its content.
 
-    stacked: number of runs that trained as one net with this one. best_weights: what best.pt holds, where it need not
-    be read again.
+    stacked: number of runs in the stack that this one trained in. best_weights: the content of best.pt, where it is in
+    memory.
     """
     context = recording.context
     folder = recording.folder
@@ -54,7 +54,7 @@ def finish(
     if is_complete:
         with time_as("evaluation"):
             best = None
-            if not has_best_weights(context, checkpoints):
+            if not _has_best_weights(context, checkpoints):
                 best = best_weights or checkpoints.load_best_weights(context.state)
             test_metrics, test_outputs = evaluate_best_weights(context, best)
             metrics |= test_metrics
@@ -62,7 +62,7 @@ def finish(
 
         if context.settings.checkpoint.format == "full":
             with disk_problems.tolerate("model.pt", again=False):
-                measured |= export_model(context, checkpoints)
+                measured |= _export_model(context, checkpoints)
         context.notes.extend(results.diagnose(context, rows, metrics, outputs))
         if context.settings.tracking.simple_models:
             scores, notes = simple_models.compare(context, metrics)
@@ -83,7 +83,7 @@ def finish(
         result["stacked"] = stacked
     if scores:
         result["simple_models"] = scores
-    # Of several runs the expectations are checked together.
+    # The expectations of a group are checked over all of its runs.
     if is_complete and recording.request.group is None:
         result["expected"] = results.check_expectations(context, result, folder)
 
@@ -95,9 +95,9 @@ def finish(
     return result
 
 
-def has_best_weights(context: RunContext, checkpoints: CheckpointManager) -> bool:
+def _has_best_weights(context: RunContext, checkpoints: CheckpointManager) -> bool:
     """Whether the model still has the weights of the best epoch, so that they need not be read from the disk."""
-    # Of several processes each has its own running averages, and the user's own code may change weights at any time.
+    # Ranks differ in their running statistics, and the user's own code may change weights at any time.
     is_simple = context.runtime.ranks.world_size == 1 and not context.callbacks
     is_last = checkpoints.best_step == context.state.progress.step
     return is_last and is_simple and is_ours(str(context.settings.model.target))
@@ -106,9 +106,9 @@ def has_best_weights(context: RunContext, checkpoints: CheckpointManager) -> boo
 def evaluate_best_weights(
     context: RunContext, best: dict[str, Any] | None
 ) -> tuple[dict[str, float], SplitOutputs | None]:
-    """Load the best weights in all processes, if there are any; returns their metrics and outputs on the test split.
+    """Load the best weights on all ranks, if there are any; returns metrics and outputs on the test split.
 
-    best: on process 0, the weights or None to evaluate those that the model has; of the others it is ignored.
+    best: on rank 0 the weights, or None to evaluate those that the model has; ignored on the other ranks.
     """
     best = context.runtime.ranks.broadcast(best)
     if best is not None:
@@ -124,8 +124,8 @@ def evaluate_best_weights(
     return metrics, recorder.concatenate(test)
 
 
-def export_model(context: RunContext, checkpoints: CheckpointManager) -> dict[str, float]:
-    """Write model.pt, open it again beside best.pt, if that is saved, and measure how far their outputs differ."""
+def _export_model(context: RunContext, checkpoints: CheckpointManager) -> dict[str, float]:
+    """Write model.pt; returns how far its outputs, opened again, differ from those of best.pt if that is saved."""
     model_path = checkpoints.folder / "model.pt"
     best_path = checkpoints.folder / "best.pt"
     checkpoint.export_full_model(context.state.model, model_path)

@@ -1,4 +1,4 @@
-"""The folder of one run while it is written: its log, metrics, events and checkpoints, or what it has failed of."""
+"""The folder of one run as it is written: log, metrics, events, checkpoints, and the result of a run that fails."""
 
 import contextlib
 import functools
@@ -19,7 +19,7 @@ from dlrun.experiment import result as results
 from dlrun.experiment import resume
 from dlrun.experiment.callbacks.progress import ProgressDisplay
 from dlrun.experiment.context import RunContext
-from dlrun.experiment.failure import explain_failure
+from dlrun.experiment.failure import describe_failure
 from dlrun.experiment.reports import terminal
 from dlrun.experiment.request_notes import read_typed_words
 from dlrun.runs import checkpoint, logger
@@ -32,7 +32,7 @@ from dlrun.runs.reports.console import Console
 
 
 def make_note_writer(context: RunContext, console: Console) -> Callable[[str], None]:
-    """A function that shows a note at once and records it for result.json."""
+    """Return a function that prints a note at once and records it for result.json."""
 
     def note(text: str) -> None:
         context.notes.append(text)
@@ -66,10 +66,10 @@ class Recording:
         self.console = console
         self.resumed = resumed
         self.note = make_note_writer(context, console)
-        # What the disk does not take is noted, and the run continues.
+        # A file that cannot be saved is noted, and the run continues.
         self.disk_problems = DiskProblems(self.note)
-        # Of the context's notes, how many the terminal has shown.
-        self.shown_notes = 0
+        # Number of the context's notes that have been printed.
+        self._printed_notes = 0
         self.folder = self._open_folder(folder_lock)
         self._open_files = contextlib.ExitStack()
 
@@ -93,32 +93,36 @@ class Recording:
         overrides = self.request.overrides if self.request.sweep else ()
         is_resumed = self.resumed is not None
         terminal.print_opening(self.console, self.context, self.folder, overrides, is_resumed)
-        self.shown_notes = len(self.context.notes)
+        self.mark_notes_printed()
+
+    def mark_notes_printed(self) -> None:
+        """Leave the notes so far out of the closing."""
+        self._printed_notes = len(self.context.notes)
 
     def print_closing(self, result: dict[str, Any]) -> None:
-        """Print the result, with the notes that have not been shown."""
-        notes = self.context.notes[self.shown_notes :]
+        """Print the result, with the notes that have not been printed yet."""
+        notes = self.context.notes[self._printed_notes :]
         terminal.print_closing(self.console, self.context, self.folder, result, notes)
         self.console.close()
 
     def start(self, examine: Examination | None = None) -> None:
-        """Open checkpoints and loggers, until the end of the block.
+        """Open checkpoints and loggers; the end of the `with` block closes them.
 
-        examine: called with checkpoints that were read back.
+        examine: called with the state of each checkpoint that was read back.
         """
         self.checkpoints = self._make_checkpoint_manager(examine)
         self.run_logger = self._open_files.enter_context(
             logger.open_logger(self._describe_for_loggers(), self.context.loggers)
         )
-        # The last checkpoint is complete before the loggers close.
+        # Closed in reverse order: the last checkpoint is complete before the loggers close.
         self._open_files.callback(self.checkpoints.close)
         self.run_logger.start_others(self.context.settings.hyperparameters, self.console.say)
         self.progress = ProgressDisplay(self.console, self.context.state, self.context.settings.trainer.progress)
 
     def _make_checkpoint_manager(self, examine: Examination | None) -> CheckpointManager:
-        """The manager of checkpoints each of which holds all that is needed to load it alone."""
+        """The checkpoint manager; each of its checkpoints can be opened without the other files of the run."""
         context = self.context
-        repeated = resume.describe_process(context) | {
+        identity = resume.describe_process(context) | {
             "run_id": self.run_id,
             "config": schema.strip_permissions(context.settings.plain),
             "choices": self.request.choices,
@@ -126,7 +130,7 @@ class Recording:
         keys = context.settings.checkpoint
         manager = CheckpointManager(
             self.folder / "checkpoints",
-            repeated,
+            identity,
             keys.every_epochs,
             keys.every_steps,
             keys.keep,
@@ -140,7 +144,7 @@ class Recording:
 
     @functools.cached_property
     def run_id(self) -> str:
-        """What names the run wherever its folder goes."""
+        """ID of the run, which stays the same when its folder is moved."""
         if self.resumed is not None:
             return str(self.resumed["run_id"])
         return str(RunRecord(self.folder).environment["run_id"])
@@ -156,8 +160,8 @@ class Recording:
             name=labels.name or self.folder.name,
             tags=tuple(labels.tags),
             notes=labels.notes,
-            sweep=None if sweep is None else name_sweep(sweep, outputs),
-            varied=tuple(list_varied_keys(self.request)),
+            sweep=None if sweep is None else _name_sweep(sweep, outputs),
+            varied=tuple(_list_varied_keys(self.request)),
             resumed_step=self.resumed["step"] if self.resumed else None,
             rows=logger.read_rows(self.folder) if self.resumed else (),
             disk_problems=self.disk_problems,
@@ -167,7 +171,7 @@ class Recording:
         """Log the names of the classes and the config as text."""
         class_names = self.context.splits.spec.class_names
         if class_names:
-            # As text: no font of this machine need have their letters.
+            # As text, since no font here may have their letters.
             lines = [f"{number}: {name}" for number, name in enumerate(class_names)]
             self.run_logger.log_text("classes", terminal.indent_as_code(lines))
         config = schema.strip_permissions(self.context.settings.plain)
@@ -188,7 +192,7 @@ class Recording:
         except (Exception, SystemExit) as closing_error:
             # A logger of the user's own may raise anything.
             error = closing_error
-        # Ctrl-C, with nothing to save, is no failure.
+        # KeyboardInterrupt is no failure, and leaves nothing to record.
         if isinstance(error, Exception | SystemExit):
             raise self.record_failure(error) from error
 
@@ -200,10 +204,10 @@ class Recording:
             self.open_log()
         self.console.log_only("".join(traceback.format_exception(error)))
 
-        message = explain_failure(error, context, self.folder / "run.log")
+        message = describe_failure(error, context, self.folder / "run.log")
         # Where another rank failed first, its message tells more.
         message = context.runtime.ranks.explain_failure(error, message)
-        # The other processes, which have their shares of the model, may be gone.
+        # Hashing split weights would need the other processes, which may be gone.
         weights_sha256 = "" if context.state.sharded is not None else checkpoint.hash_weights(context.state.model)
         result = results.collect_result(context, self.folder, "failed", {}, weights_sha256, error=message)
         with self.disk_problems.tolerate(RESULT, again=False):
@@ -212,15 +216,15 @@ class Recording:
         return RunError(f"the run {self.folder} failed: {message}")
 
 
-def list_varied_keys(request: Request) -> list[str]:
-    """Keys that differ between the jobs of a sweep; of a run alone those of its command line, which others may vary."""
+def _list_varied_keys(request: Request) -> list[str]:
+    """Keys that the jobs of a sweep vary; for a single run those of its command line, which other runs may vary."""
     if request.sweep is not None:
         return request.varied
     return list(dict.fromkeys(map(get_key, read_typed_words(request))))
 
 
-def name_sweep(sweep: Path, outputs: Path) -> str:
-    """Name of a sweep for loggers: its folder, below paths.outputs with the day in front."""
+def _name_sweep(sweep: Path, outputs: Path) -> str:
+    """Name of a sweep for loggers: the name of its folder, below paths.outputs with the day in front."""
     try:
         return "_".join(sweep.relative_to(outputs / "multirun").parts)
     except ValueError:

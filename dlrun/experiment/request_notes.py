@@ -1,4 +1,4 @@
-"""What a request says, and what of it has no effect, as notes of its run."""
+"""Notes on a request: its own, on settings without effect, and on the batch size of several processes."""
 
 from dlrun.config import unheeded
 from dlrun.config.request import Request
@@ -8,18 +8,20 @@ from dlrun.runs.record import RunRecord
 
 
 def add_notes(context: RunContext, request: Request) -> None:
-    """Note what the request says, and what of it has no effect."""
+    """Add the notes on a request to those of its run."""
     settings = context.settings
     runtime = context.runtime
-    typed = read_typed_words(request)
-    in_files = read_keys_in_files(request)
     context.notes.extend(request.notes)
     if request.continues and request.folder is not None and request.sweep is None:
-        # A resumed run says what the run left alone says of its own command line.
+        # A resumed run repeats what the uninterrupted one notes on its command line.
         context.notes.extend(unheeded.find_repeated(RunRecord(request.folder).overrides))
-    context.notes.extend(ignored.find_without_effect(context, request, typed, in_files))
+
+    words = read_typed_words(request)
+    keys_in_files = _read_keys_in_files(request)
+    context.notes.extend(ignored.find_without_effect(context, request, words, keys_in_files))
     if settings.device.tf32 is not None and runtime.device.type != "cuda":
         context.notes.append(f"device.tf32 is for cuda, and changes nothing on {runtime.device}")
+
     batches_per_step = runtime.batches_per_step
     world_size = runtime.ranks.world_size
     if batches_per_step > 1 or world_size > 1:
@@ -29,13 +31,13 @@ def add_notes(context: RunContext, request: Request) -> None:
 
 
 def read_typed_words(request: Request) -> list[str]:
-    """The overrides of a run. A resumed one adds those it began with, so that it notes the same."""
+    """The overrides of a run; a resumed run has those of its start too, so that it notes the same."""
     if not request.continues or request.folder is None:
         return request.overrides
     return [*RunRecord(request.folder).overrides, *request.overrides]
 
 
-def read_keys_in_files(request: Request) -> dict[str, str]:
+def _read_keys_in_files(request: Request) -> dict[str, str]:
     """Keys set by the user's own config files, with the file; of a resumed run those of its start."""
     if not request.continues or request.folder is None:
         return request.keys_in_files

@@ -1,4 +1,4 @@
-"""One run from start to end, as process 0 makes it; reads like a table of contents."""
+"""One run from request to exit code, on rank 0; reads like a table of contents."""
 
 import contextlib
 from functools import partial
@@ -25,7 +25,7 @@ from dlrun.experiment.callbacks.pruning import Pruner
 from dlrun.experiment.callbacks.tolerant import Tolerant
 from dlrun.experiment.callbacks.unsaved import UnsavedAttributes
 from dlrun.experiment.context import RunContext
-from dlrun.experiment.failure import explain_failure
+from dlrun.experiment.failure import describe_failure
 from dlrun.experiment.finish import finish
 from dlrun.experiment.hidden_state import comparison
 from dlrun.experiment.recording import Recording, make_note_writer
@@ -70,13 +70,17 @@ def run(request: Request, console: Console | None = None, pruner: Pruner | None 
 
                 profiler = Profiler(context.state.synchronize) if context.settings.trainer.profile else None
                 trainer = make_trainer(recording, pruner, stop_requested, profiler)
-                # An earlier process may have been killed after it had pruned the run.
-                is_pruned = pruner.is_pruned and not context.state.is_finished
+                if resumed is not None:
+                    device.set_rng_state(resumed["rng"])
                 with recording.progress.show():
-                    status = "pruned" if is_pruned else pruner.name_status(trainer.fit())
+                    if pruner.is_pruned and not context.state.is_finished:
+                        # An earlier process pruned the run, and was killed before it recorded that.
+                        status = "pruned"
+                    else:
+                        status = pruner.name_status(trainer.fit())
                 context.state.leave_shards()
 
-                recording.shown_notes = len(context.notes)
+                recording.mark_notes_printed()
                 context.notes.extend(library_warnings.note())
                 result = finish(recording, status, profiler)
                 if profiler is not None:
@@ -90,14 +94,14 @@ def run(request: Request, console: Console | None = None, pruner: Pruner | None 
             signals.ignore_termination()
             if isinstance(error, DlrunError):
                 raise
-            raise RunError(ranks.explain_failure(error, explain_failure(error, context))) from error
+            raise RunError(ranks.explain_failure(error, describe_failure(error, context))) from error
 
         recording.print_closing(result)
     return choose_exit_code(context, recording.folder, result, stop_requested, recording.disk_problems.summary())
 
 
 def make_reload_check(recording: Recording) -> Examination | None:
-    """The check for state that resume would lose, made once a run; None where no code is the user's own."""
+    """The check for state that resume would lose; None if it was made before, or if no code is the user's own."""
     context = recording.context
     troubles = context.state.progress.troubles
     if any(kind.startswith(comparison.KIND) for kind in troubles):
@@ -112,10 +116,10 @@ def make_reload_check(recording: Recording) -> Examination | None:
 def make_trainer(
     recording: Recording, pruner: Pruner, stop_requested: signals.Interrupt, profiler: Profiler | None
 ) -> Trainer:
-    """The trainer with dlrun's own callbacks, in their order; one that times itself where there is a profiler."""
+    """The trainer with dlrun's own callbacks, in their order; with a profiler one that times its phases."""
     context = recording.context
-    # A row and its pictures are on the disk before the checkpoint that a resumed run begins from, and what the pruner
-    # judges by before it ends the run.
+    # A row and its pictures are on the disk before the checkpoint that a resumed run begins from. The pruner comes
+    # last, so that all it judges by is on the disk before it ends the run.
     callbacks = [
         UnsavedAttributes(context.callbacks, recording.note),
         recording.run_logger,
@@ -125,7 +129,7 @@ def make_trainer(
         pruner,
     ]
     pruner.catch_up(recording.run_logger.rows)
-    stop = pruner.join(context.runtime.ranks.any_rank(stop_requested))
+    stop = pruner.add_to(context.runtime.ranks.any_rank(stop_requested))
     if profiler is None:
         return Trainer(context.state, callbacks, stop, context.user_callbacks)
     trace_folder = recording.folder / PROFILE_FOLDER
@@ -133,7 +137,7 @@ def make_trainer(
 
 
 def start_recorders(recording: Recording) -> list[Callback]:
-    """Restore the generators of a resumed run, or log how a new one begins; returns the callbacks that record."""
+    """The callbacks that record epochs besides the loggers; a new run has its start recorded at once."""
     context = recording.context
     run_logger = recording.run_logger
     tracking = context.settings.tracking
@@ -151,9 +155,6 @@ def start_recorders(recording: Recording) -> list[Callback]:
     if recording.resumed is None:
         hashes.record(epoch=0, step=0)
         recording.log_opening()
-    else:
-        device.set_rng_state(recording.resumed["rng"])
-
     if tracking.diagnose:
         callbacks.append(Diagnostics(context, logger.read_rows(recording.folder), recording.console.say))
     return [Tolerant(callback, recording.disk_problems) for callback in callbacks]

@@ -1,4 +1,4 @@
-"""What `device.strategy=fsdp2` cannot train, found before the first step."""
+"""How the processes of a run train together, and what `device.strategy=fsdp2` cannot train."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ def is_sharded(settings: Settings, world_size: int) -> bool:
 
 
 def refuse_unsupported(settings: Settings, state: TrainState) -> None:
-    """RequestError for settings that need a whole model on each process."""
+    """RequestError for settings that need the full model on each process."""
     loss = state.objective.loss_module
     reason = ""
     if settings.device.compile:
@@ -41,7 +41,7 @@ def refuse_unsupported(settings: Settings, state: TrainState) -> None:
         )
 
 
-def choose_blocks(context: RunContext, trusted_modules: list[str] | None) -> bool:
+def _choose_blocks(context: RunContext, trusted_modules: list[str] | None) -> bool:
     """Whether the blocks of the model are gathered one by one, as they are if a trial step of a copy succeeds.
 
     A net that reads the weights of its blocks outside of their forward passes, as for a loss of its own, is gathered at
@@ -75,7 +75,7 @@ def choose_blocks(context: RunContext, trusted_modules: list[str] | None) -> boo
 
 
 def _try_step(context: RunContext, trusted_modules: list[str] | None, has_blocks: bool) -> None:
-    """Make one step with a copy of the model and a new optimizer, on two rows; leaves all as it is."""
+    """Make one step with a copy of the model and a new optimizer, on two rows; the run's own stay as they are."""
     state = context.state
     loss = state.objective.loss_module
     with keep_rng_state(), preserve_state(nn.Module() if loss is None else loss):
@@ -83,7 +83,7 @@ def _try_step(context: RunContext, trusted_modules: list[str] | None, has_blocks
         optimizer = build.build_optimizer(context.settings, model, trusted_modules, loss)
         sharded = state.ranks.shard_model(model, has_blocks)
         sharded.adopt(optimizer)
-        # In training mode, as what only evaluation uses is done by the whole model.
+        # In training mode: the unsplit model evaluates.
         sharded.training.train()
         inputs, targets = evaluation.take_small_batch(state.train)
 
@@ -101,12 +101,12 @@ def _try_step(context: RunContext, trusted_modules: list[str] | None, has_blocks
 
 
 def join_ranks(request: Request, context: RunContext) -> None:
-    """Train together with the other processes from here on, as device.strategy has it. A collective call."""
+    """Train together with the other processes from here on, as device.strategy says. A collective call."""
     state = context.state
     keys = context.settings.device
     ranks = context.runtime.ranks
     state.join(ranks, keys.timeout_seconds)
     if is_sharded(context.settings, ranks.world_size):
-        state.shard_model(choose_blocks(context, request.trusted_modules))
+        state.shard_model(_choose_blocks(context, request.trusted_modules))
     else:
         state.wrap_model()

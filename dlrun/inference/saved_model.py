@@ -30,7 +30,7 @@ from dlrun.engine import device
 from dlrun.engine.device import Runtime
 from dlrun.engine.forward_buffers import BuiltBuffers
 from dlrun.engine.objective import Objective
-from dlrun.engine.state import MADE_BUFFERS
+from dlrun.engine.state import CREATED_BUFFERS
 from dlrun.experiment import resume
 from dlrun.experiment.builder import build, objectives
 from dlrun.inference.alignment import align_splits
@@ -146,7 +146,7 @@ class SavedModel:
         with skip_trained_weights():
             model = build.build_model(self.settings, self.spec, self.runtime, self.request.trusted_modules)
         # A net may create or grow buffers in its forward pass; load_state_dict needs them to exist.
-        BuiltBuffers(model).fit(self.state["model"], self.state.get(MADE_BUFFERS, []))
+        BuiltBuffers(model).fit(self.state["model"], self.state.get(CREATED_BUFFERS, []))
         load_weights(model, self.state["model"], self.path)
         return model
 

@@ -162,7 +162,7 @@ class ProfiledTrainer(Trainer):
         # Around the model and its loss: hooks of the model would be compiled with it.
         self.forward = profiler.wrap(compute_outputs_and_loss, "forward")
 
-    def arrange(self, callbacks: Sequence[Callback]) -> CallbackList:
+    def make_callback_list(self, callbacks: Sequence[Callback]) -> CallbackList:
         """The callbacks, with the time of each charged to its phase."""
         return _TimedCallbacks(callbacks, self.profiler)
 

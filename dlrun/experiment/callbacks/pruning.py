@@ -1,4 +1,4 @@
-"""Ends a run that does worse than others, between two epochs, so that it can be taken up again."""
+"""Ends a run that does worse than others, between two epochs, so that it can be resumed later."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -12,7 +12,7 @@ class Pruner(Callback):
     is_pruned = False
 
     def judge(self, row: Mapping[str, float]) -> bool:
-        """Whether a run whose newest row is this one is to end; called for each row once, in their order."""
+        """Return whether the run ends after this row; called once for each row, in order."""
         return False
 
     def catch_up(self, rows: Sequence[Mapping[str, float]]) -> None:
@@ -21,13 +21,13 @@ class Pruner(Callback):
             self.is_pruned = self.judge(row)
 
     def on_epoch_end(self, trainer: TrainerView, row: dict[str, float]) -> None:
-        """Judge the run; the trainer ends it by `join`."""
+        """Judge the run; the trainer ends it by the stop request of `add_to`."""
         self.is_pruned = self.judge(row)
 
-    def join(self, stop_requested: Callable[[], bool]) -> Callable[[], bool]:
-        """A request to stop, from elsewhere or from here."""
+    def add_to(self, stop_requested: Callable[[], bool]) -> Callable[[], bool]:
+        """Return a stop request that is true for a pruned run too."""
         return lambda: self.is_pruned or stop_requested()
 
     def name_status(self, status: str) -> str:
-        """What the trainer's status is called: a run that was stopped from here is "pruned"."""
+        """Return the status of the run: "pruned" in place of "interrupted" if this callback has stopped it."""
         return "pruned" if self.is_pruned and status == "interrupted" else status

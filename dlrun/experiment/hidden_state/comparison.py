@@ -40,7 +40,7 @@ from dlrun.engine.object_state import (
 )
 from dlrun.engine.objective import Objective
 from dlrun.engine.optim.schedule import Schedule
-from dlrun.engine.state import MADE_BUFFERS
+from dlrun.engine.state import CREATED_BUFFERS
 from dlrun.engine.trainer import requires_closure
 from dlrun.experiment.builder import build
 from dlrun.experiment.context import RunContext
@@ -250,7 +250,7 @@ class ReloadCheck:
             loaded = build.build_model(settings, self.context.splits.spec, self.context.runtime, self.trusted_modules)
 
             try:
-                BuiltBuffers(loaded).fit(state["model"], state.get(MADE_BUFFERS, []))
+                BuiltBuffers(loaded).fit(state["model"], state.get(CREATED_BUFFERS, []))
                 load_weights(loaded, state["model"])
             except Exception as error:  # set_extra_state is the user's own
                 raise _LoadError(

@@ -100,7 +100,7 @@ class StackedRun:
             with console.hold_log():
                 self.log_opening(recording)
                 self.log_epochs(console)
-                recording.shown_notes = len(context.notes)
+                recording.mark_notes_printed()
                 recording.start()
                 self.write_history(recording, is_verified)
                 result = finish(recording, self.member.status, None, members, self.history.best)
