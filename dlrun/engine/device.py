@@ -162,7 +162,7 @@ def preserve_switches() -> Iterator[None]:
     restore_fp32_precision = _set_fp32_precision(None)
 
     try:
-        with keep_rng_state():
+        with preserve_rng_state():
             yield
     finally:
         if workspace is None:
@@ -280,7 +280,7 @@ def get_rng_state() -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def keep_rng_state() -> Iterator[None]:
+def preserve_rng_state() -> Iterator[None]:
     """Restore every global generator on exit. It takes a tenth of the time of `get_rng_state` and `set_rng_state`."""
     python = random.getstate()
     numpy = np.random.get_state()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from dlrun.engine.device import keep_rng_state
+from dlrun.engine.device import preserve_rng_state
 
 
 @contextmanager
@@ -25,7 +25,7 @@ def preserve_state(model: nn.Module) -> Iterator[None]:
             buffers[name] = buffer.detach().clone()
 
     try:
-        with keep_rng_state():
+        with preserve_rng_state():
             yield
     finally:
         current = dict(model.named_buffers())

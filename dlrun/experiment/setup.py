@@ -1,4 +1,4 @@
-"""What one run is made of, built and checked before anything is written."""
+"""Build what a run is made of, and check all of it before anything is written."""
 
 import contextlib
 import dataclasses
@@ -162,7 +162,7 @@ def _build_context(
 
     notes = [
         *splits.notes,
-        *find_model_notes(model),
+        *_find_model_notes(model),
         *_find_freeze_notes(settings),
         *find_balance_notes(settings, splits),
         *_apply_options(settings, splits, model, problems),
@@ -177,7 +177,7 @@ def _build_context(
     if not problems.errors:
         problems.collect(_refuse_unsaveable, settings, splits, state, trusted_modules)
 
-    notes += find_limit_notes(state)
+    notes += _find_limit_notes(state)
     parameters = state.get_parameter_values()
     preflight: Preflight | None = None
     with _preserve_loss(objective):
@@ -395,22 +395,20 @@ def _try_own_optimizer(settings: Settings, trusted_modules: list[str] | None) ->
         return None
 
     # The optimizer may draw random numbers, which the training must not notice.
-    generators = device.get_rng_state()
-    try:
-        model = nn.Linear(1, 1)
-        for parameter in model.parameters():
-            parameter.grad = torch.zeros_like(parameter)
-        optimizer: Any = build.build_optimizer(settings, model, trusted_modules)
-        if requires_closure(optimizer):
-            optimizer.step(lambda: torch.zeros(()))
-        else:
-            optimizer.step()
-        return optimizer.state_dict()
-    except Exception:
-        # It may need a model of another kind. Then the first save tells what it holds.
-        return None
-    finally:
-        device.set_rng_state(generators)
+    with device.preserve_rng_state():
+        try:
+            model = nn.Linear(1, 1)
+            for parameter in model.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+            optimizer: Any = build.build_optimizer(settings, model, trusted_modules)
+            if requires_closure(optimizer):
+                optimizer.step(lambda: torch.zeros(()))
+            else:
+                optimizer.step()
+            return optimizer.state_dict()
+        except Exception:
+            # It may need a model of another kind. Then the first save tells what it holds.
+            return None
 
 
 def _check_remaining(
@@ -421,7 +419,7 @@ def _check_remaining(
     trusted_modules: list[str] | None,
     problems: ErrorList,
 ) -> None:
-    """Note the errors that show without the data or the model, one of which could not be built."""
+    """Collect the remaining errors, where the data, the objective or the model could not be built."""
     keys = settings.checkpoint
     # Target and arguments of a block can be checked without building it.
     if model is None:
@@ -493,7 +491,7 @@ def _check_batch_sizes(
     checks.check_batch_sizes(state.model, first_batch, state.objective, state.autocast, sizes, order, multiply_adds)
 
 
-def find_limit_notes(state: TrainState) -> list[str]:
+def _find_limit_notes(state: TrainState) -> list[str]:
     """Notes on epochs that end the training before trainer.max_steps, and on epochs shorter than one step."""
     limits = state.stop_rules
     batches = len(state.train)
@@ -523,7 +521,7 @@ def _find_freeze_notes(settings: Settings) -> list[str]:
     return ["model.freeze: what is frozen has random weights; init_from=<run or file> starts from trained ones"]
 
 
-def find_model_notes(model: nn.Module) -> list[str]:
+def _find_model_notes(model: nn.Module) -> list[str]:
     """The note that a model class has for its user, in the attribute `note`."""
     note: Any = getattr(model, "note", None)
     return [note] if isinstance(note, str) else []

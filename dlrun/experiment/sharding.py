@@ -9,7 +9,7 @@ from dlrun.config.settings import Settings
 from dlrun.core import user_code
 from dlrun.core.errors import RequestError
 from dlrun.engine import evaluation
-from dlrun.engine.device import is_out_of_memory, keep_rng_state
+from dlrun.engine.device import is_out_of_memory, preserve_rng_state
 from dlrun.engine.object_state import duplicate
 from dlrun.engine.preserve import preserve_state
 from dlrun.engine.state import TrainState
@@ -78,7 +78,7 @@ def _try_step(context: RunContext, trusted_modules: list[str] | None, has_blocks
     """Make one step with a copy of the model and a new optimizer, on two rows; the run's own stay as they are."""
     state = context.state
     loss = state.objective.loss_module
-    with keep_rng_state(), preserve_state(nn.Module() if loss is None else loss):
+    with preserve_rng_state(), preserve_state(nn.Module() if loss is None else loss):
         model = duplicate(state.model)
         optimizer = build.build_optimizer(context.settings, model, trusted_modules, loss)
         sharded = state.ranks.shard_model(model, has_blocks)

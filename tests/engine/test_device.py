@@ -207,9 +207,9 @@ def test_tf32_is_switched_for_the_session_alone(tf32: bool | None, set_to: str |
 
 def test_generators_are_kept_over_a_block_that_draws() -> None:
     runtime.seed_everything(3)
-    with runtime.keep_rng_state():
+    with runtime.preserve_rng_state():
         expected = (random.random(), np.random.rand(), np.random.randn(), torch.rand(1).item())
-    with contextlib.suppress(KeyError), runtime.keep_rng_state():
+    with contextlib.suppress(KeyError), runtime.preserve_rng_state():
         random.random()
         np.random.rand()
         torch.rand(1)

@@ -56,12 +56,12 @@ def compare_with_alone(members: Sequence[Member]) -> str | None:
         return "the nets differ in more than their weights and rates of dropout"
 
     step = max(1, (len(members) - 1) // (_MOST_MEMBERS - 1))
-    chosen = list(members[::step][:_MOST_MEMBERS])
-    surroundings = get_rng_state()
+    sample = list(members[::step][:_MOST_MEMBERS])
+    rng = get_rng_state()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            _compare(chosen)
+            _compare(sample)
     except _DifferenceError as difference:
         return str(difference)
     except Exception as error:
@@ -70,7 +70,7 @@ def compare_with_alone(members: Sequence[Member]) -> str | None:
         return f"its net cannot be computed for several members at once: {sentence}"
     finally:
         logged_values.set_receiver(None)
-        set_rng_state(surroundings)
+        set_rng_state(rng)
 
     return None
 
@@ -90,8 +90,8 @@ def _compare(members: Sequence[Member]) -> None:
         generators.append(_get_generator_state(get_rng_state(), member.device))
 
     stacked, stacked_generators = _compute_stacked(members, batches)
-    for number, of_member in enumerate(alone):
-        _check_member(of_member, stacked, number)
+    for number, results in enumerate(alone):
+        _check_member(results, stacked, number)
         if not torch.equal(generators[number], stacked_generators[number]):
             raise _DifferenceError("its net draws random numbers in a way that members cannot share")
 

@@ -105,15 +105,15 @@ class _BatchedLinear(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
         x, weight = ctx.saved_tensors
         # The data of the first layer take no gradient.
-        of_input: Tensor | None = None
+        input_gradient: Tensor | None = None
         if ctx.needs_input_grad[0]:
             # With one output it is an outer product.
-            of_input = gradient * weight if weight.shape[1] == 1 else torch.bmm(gradient, weight)
+            input_gradient = gradient * weight if weight.shape[1] == 1 else torch.bmm(gradient, weight)
         # One number of the bias serves all rows.
-        of_bias = gradient.sum(1) if ctx.has_bias else None
+        bias_gradient = gradient.sum(1) if ctx.has_bias else None
         if not x.is_cuda and weight.shape[1] > weight.shape[2]:
-            return of_input, torch.bmm(x.transpose(1, 2), gradient).transpose(1, 2).contiguous(), of_bias
-        return of_input, torch.bmm(gradient.transpose(1, 2), x), of_bias
+            return input_gradient, torch.bmm(x.transpose(1, 2), gradient).transpose(1, 2).contiguous(), bias_gradient
+        return input_gradient, torch.bmm(gradient.transpose(1, 2), x), bias_gradient
 
 
 class StackedFlatLinear(StackedLinear):
@@ -239,7 +239,7 @@ class StackedConvolution(StackedLayer):
             biases = [None] * members if bias is None else bias.unbind()
             parts = zip(x.unbind(), self.tensors["weight"].unbind(), biases, strict=True)
             settings = (layer.stride, layer.padding, layer.dilation, layer.groups)
-            return torch.stack([convolve(of_member, weight, b, *settings) for of_member, weight, b in parts])
+            return torch.stack([convolve(member_x, weight, b, *settings) for member_x, weight, b in parts])
 
         merged = convolve(
             join_channels(x),

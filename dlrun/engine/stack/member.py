@@ -19,9 +19,9 @@ class Member(TrainerView):
         super().__init__(state)
         self.callbacks = CallbackList([BestEpoch(), *callbacks])
         self.error: Exception | None = None
-        # Whether the stack goes on without it.
+        # Whether halving has taken it out of the stack.
         self.is_pruned = False
-        # At the end of an epoch, where they are all that the model's state holds.
+        # Copied at the end of each epoch, if the model's state holds nothing else.
         self.weights: MemberWeights | None = None
 
         # What torch would draw from its global generator in a training alone.
@@ -37,12 +37,12 @@ class Member(TrainerView):
             return self._rng | {"torch": self.generator.get_state()}
         # On a GPU dropout draws from the generator of that device alone.
         index = self.device.index or 0
-        of_devices = list(self._rng.get("cuda", []))
+        cuda_states = list(self._rng.get("cuda", []))
         # A stack that was saved on a CPU, or beside fewer GPUs, knows nothing of this one.
-        if index >= len(of_devices):
-            of_devices = torch.cuda.get_rng_state_all()
-        of_devices[index] = self.generator.get_state()
-        return self._rng | {"cuda": of_devices}
+        if index >= len(cuda_states):
+            cuda_states = torch.cuda.get_rng_state_all()
+        cuda_states[index] = self.generator.get_state()
+        return self._rng | {"cuda": cuda_states}
 
     def set_rng_state(self, rng: dict[str, Any]) -> None:
         """The inverse of `get_rng_state`."""
@@ -70,7 +70,7 @@ class Member(TrainerView):
         return "completed" if self.state.is_done else "early_stopped"
 
     def end_epoch(self, train_metrics: dict[str, float], val_metrics: dict[str, float] | None) -> None:
-        """Count the epoch as ended, make its row, and tell the callbacks; what they raise ends this member alone."""
+        """Count the epoch as ended, make its row, and call on_epoch_end; an error in it ends this member alone."""
         self.start_row()
         self.add_metrics("train", train_metrics)
         if val_metrics is not None:
@@ -85,7 +85,7 @@ class Member(TrainerView):
             self.error = error
 
     def check_losses(self, first_step: int, losses: Sequence[float]) -> None:
-        """Take note of the losses of the steps from `first_step` on; one that is not finite ends the training."""
+        """Record the losses of the steps from `first_step` on; one that is not finite ends this member."""
         # On the CPU already, so that `check_finite` waits for no device.
         self.state.recent_losses = [(first_step + i, torch.tensor(loss)) for i, loss in enumerate(losses)]
         try:

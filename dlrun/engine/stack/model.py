@@ -199,8 +199,8 @@ class StackedModel:
             if prefix is not None:
                 start = f"{prefix}." if prefix else ""
                 own = {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
-            of_members = [chain[position] for chain in chains]
-            layers.append(STACKED_LAYERS[type(first)](of_members, own, self.generators).forward)
+            member_layers = [chain[position] for chain in chains]
+            layers.append(STACKED_LAYERS[type(first)](member_layers, own, self.generators).forward)
 
         self._layers = layers
         self._layer_names = [prefixes.get(id(first)) for first in self.chain]

@@ -69,9 +69,9 @@ class StackedObjective:
                 columns |= _compute_multiclass_metrics(outputs, targets)
 
         # One transfer for all numbers.
-        chosen = [name for name in names if name in columns]
-        table = torch.stack([metrics.widen(columns[name]) for name in chosen]).cpu().T.tolist()
-        return [dict(zip(chosen, row, strict=True)) for row in table]
+        columns_in_order = [name for name in names if name in columns]
+        table = torch.stack([metrics.widen(columns[name]) for name in columns_in_order]).cpu().T.tolist()
+        return [dict(zip(columns_in_order, row, strict=True)) for row in table]
 
 
 def _compute_regression_metrics(predicted: Tensor, targets: Tensor) -> dict[str, Tensor]:
@@ -112,8 +112,8 @@ def _compute_multiclass_metrics(outputs: Tensor, targets: Tensor) -> dict[str, T
         "macro_f1": f1.sum(1) / (occurrences > 0).sum(1),
     }
     if classes >= 10:
-        of_targets = outputs.gather(-1, targets.expand(outputs.shape[:2]).unsqueeze(-1))
-        above = (outputs > of_targets).sum(-1)
+        target_scores = outputs.gather(-1, targets.expand(outputs.shape[:2]).unsqueeze(-1))
+        above = (outputs > target_scores).sum(-1)
         columns["top5_accuracy"] = (above < 5).sum(1) / total
     return columns
 

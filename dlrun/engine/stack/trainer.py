@@ -31,15 +31,16 @@ class StackTrainer:
     def __init__(
         self,
         members: Sequence[Member],
-        stop_requested: Callable[[], bool] = bool,
-        on_members_end: Callable[[list[Member]], object] = list,
-        on_epoch_end: Callable[["StackTrainer"], object] = id,
-        on_validation_end: Callable[["StackTrainer"], object] = id,
-        on_rows: Callable[["StackTrainer"], object] = id,
+        stop_requested: Callable[[], bool] = lambda: False,
+        on_members_end: Callable[[list[Member]], None] = lambda _: None,
+        on_epoch_end: Callable[["StackTrainer"], None] = lambda _: None,
+        on_validation_end: Callable[["StackTrainer"], None] = lambda _: None,
+        on_rows_complete: Callable[["StackTrainer"], None] = lambda _: None,
     ) -> None:
-        """on_members_end: called with those that have left the stack; on_epoch_end: called between two epochs.
+        """The hooks of an epoch, in the order of their calls.
 
-        on_validation_end: called before the members end their epoch; on_rows: called after it, and before any leaves.
+        on_validation_end: before the members end their epoch. on_rows_complete: when all have ended it, before any
+        leaves the stack. on_members_end: with the members that have left. on_epoch_end: between two epochs.
         """
         # Members whose optimizers are of one kind are neighbours, so that these are stepped together.
         self.members = sorted(members, key=lambda member: optimizers.describe_kind(member.optimizer))
@@ -47,7 +48,7 @@ class StackTrainer:
         self.on_members_end = on_members_end
         self.on_epoch_end = on_epoch_end
         self.on_validation_end = on_validation_end
-        self.on_rows = on_rows
+        self.on_rows_complete = on_rows_complete
 
         first = self.members[0].state
         assert isinstance(first.train, MemoryBatches)
@@ -56,7 +57,7 @@ class StackTrainer:
         self.train_data: MemoryBatches = first.train
         self.val_data = first.val
 
-        # Of the epoch under way: optimizer steps, batches, and what its metrics need.
+        # Counters of the run and of the epoch under way, and what the metrics of the epoch need.
         self.step = first.progress.step
         self.batch = first.progress.batch
         self.outputs: list[Tensor] = []
@@ -92,14 +93,14 @@ class StackTrainer:
             begin = time.perf_counter()
             first_batch = self.batch
             is_epoch_complete = self.train_epoch()
-            # The device works on after the last step was queued: the time counts once it is done.
+            # Wait for the device once an epoch, so that its time is counted.
             self.members[0].state.synchronize()
             self.count_progress((time.perf_counter() - begin) / len(self.members), first_batch)
             if not is_epoch_complete:
                 return False
 
             self.end_epoch()
-            self.on_rows(self)
+            self.on_rows_complete(self)
             self.retire_members()
             if self.members and self.stop_requested():
                 return False
@@ -131,7 +132,7 @@ class StackTrainer:
         return self.batch >= len(self.train_data)
 
     def make_step(self, group: list[Batch]) -> None:
-        """One optimizer step of all members, on the batches of a group."""
+        """Make one optimizer step of all members, on the batches of a group."""
         # All members have batches of the same sizes, so one count serves all.
         weights = self.count_targets([targets for _, targets in group])
         is_weighted = len(group) > 1 and self.objective.objective.reduction != "sum"
@@ -179,7 +180,7 @@ class StackTrainer:
         return norms
 
     def log_step(self, losses: Tensor, norms: Tensor | None) -> None:
-        """Tell the callbacks of each member loss, gradient norm and learning rates of the step just made."""
+        """Call on_log of each member's callbacks with loss, gradient norm and learning rates of the last step."""
         self.check_losses()
         norms = torch.linalg.vector_norm(self.model.gradient, dim=1) if norms is None else norms
         # One transfer for all members.
@@ -246,15 +247,15 @@ class StackTrainer:
         if self.val_data is not None:
             val_metrics = self.evaluate(self.val_data)
         if self.parts is not None:
-            # For the callbacks: to look into hundreds of nets takes longer than the epoch.
+            # Callbacks read this copy: reading hundreds of nets one by one takes longer than the epoch.
             snapshot = take_snapshot(self.model, self.parts)
-            for member, of_member in zip(self.members, snapshot, strict=True):
-                member.weights = of_member
+            for member, member_weights in zip(self.members, snapshot, strict=True):
+                member.weights = member_weights
         self.on_validation_end(self)
 
-        for member, of_train, of_val in zip(self.members, train_metrics, val_metrics, strict=True):
+        for member, train_values, val_values in zip(self.members, train_metrics, val_metrics, strict=True):
             if member.error is None:
-                member.end_epoch(of_train, of_val)
+                member.end_epoch(train_values, val_values)
 
     @torch.inference_mode()
     def evaluate(self, data: Any) -> list[dict[str, float]]:
@@ -359,20 +360,20 @@ def find_obstacle(state: Any) -> str | None:
         return "device.precision narrows its forward pass"
     if state.ranks.world_size > 1:
         return "several processes train it"
-    obstacle = find_obstacle_of_net(state.model)
+    obstacle = _find_obstacle_of_net(state.model)
     if obstacle is not None:
         return obstacle
 
-    moved: list[nn.Parameter] = []
+    trained: list[nn.Parameter] = []
     for group in state.optimizer.param_groups:
-        moved += group["params"]
+        trained += group["params"]
     # By identity: equality would compare the numbers of the tensors.
-    if list(map(id, moved)) != list(map(id, state.model.parameters())):
+    if list(map(id, trained)) != list(map(id, state.model.parameters())):
         return "its optimizer moves other parameters than those of its net"
     return optimizers.find_obstacle(state.optimizer) or stacked_objective.find_obstacle(state.objective)
 
 
-def find_obstacle_of_net(model: nn.Module) -> str | None:
+def _find_obstacle_of_net(model: nn.Module) -> str | None:
     """Why a net cannot be stacked, as far as its parts tell; `compare_with_alone` sees what its forward pass does."""
     parameters = list(model.parameters())
     if any(map(is_lazy, (*parameters, *model.buffers()))):
@@ -381,7 +382,7 @@ def find_obstacle_of_net(model: nn.Module) -> str | None:
         return "a part of its net is frozen"
     if len({parameter.dtype for parameter in parameters}) > 1:
         return "its net has parameters of several types"
-    if has_shared_tensors(model):
+    if _has_shared_tensors(model):
         return "layers of its net share parameters or buffers"
     if any(parameter._backward_hooks or parameter._post_accumulate_grad_hooks for parameter in parameters):
         return "a parameter of its net has a hook"
@@ -398,7 +399,7 @@ def find_obstacle_of_net(model: nn.Module) -> str | None:
     return None
 
 
-def has_shared_tensors(model: nn.Module) -> bool:
+def _has_shared_tensors(model: nn.Module) -> bool:
     """Whether a parameter or a buffer has several names."""
     # torch leaves out further names of a tensor unless it is asked for them.
     for list_tensors in (model.named_parameters, model.named_buffers):

@@ -115,7 +115,7 @@ class Diagnostics(Callback):
         work_per_row = max(context.preflight.multiply_adds, 1)
         row_count = min(max(int(_MULTIPLY_ADDS / work_per_row), _FEWEST_ROWS), _ROWS)
         # Reading rows may draw numbers (augmentation), which the training must not notice.
-        with device.keep_rng_state():
+        with device.preserve_rng_state():
             self.inputs, self.targets = _read_rows(context.state.train, row_count)
         # Without any of these the outputs alone are looked at, now and then.
         self.has_relus = any(isinstance(layer, RELUS) for layer in context.state.model.modules())
@@ -166,7 +166,7 @@ class Diagnostics(Callback):
             if is_first:
                 troubles |= find_far_inputs(self.inputs[0], context.splits.spec, self.can_normalize)
                 loss = context.objective.loss_name
-                with device.keep_rng_state():
+                with device.preserve_rng_state():
                     note = final_activation.find_redundant_function(outputs, loss, self.name_last_operation)
                 if note is not None:
                     troubles[final_activation.TROUBLE] = note
@@ -200,7 +200,7 @@ class Diagnostics(Callback):
         handles = [layer.register_forward_hook(partial(record, name)) for name, layer in layers]
         batches = zip(*(torch.split(x, self.batch_size) for x in inputs), strict=True)
         try:
-            with device.keep_rng_state(), evaluation_mode(model), self.context.runtime.autocast():
+            with device.preserve_rng_state(), evaluation_mode(model), self.context.runtime.autocast():
                 # In this mode it is not compiled: a compiled model would not know these hooks.
                 outputs = [model(*batch).float() for batch in batches]
         finally:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from dlrun.core.errors import RequestError
 from dlrun.data.spec import DataSpec
-from dlrun.engine import device
 from dlrun.engine.callback import Callback, TrainerView
+from dlrun.engine.device import preserve_rng_state
 from dlrun.engine.evaluation import collect_rows, compute_outputs, evaluation_mode
 from dlrun.experiment.context import RunContext
 from dlrun.runs.logger import RunLogger
@@ -74,16 +74,16 @@ class Evolution(Callback):
         if number != 1 and number % self.every_epochs:
             return
 
-        rng = device.get_rng_state()
-        if self.kind == "word":
-            self.run_logger.log_text("tagging/train", self.tag_first_word(), step)
-        else:
+        with preserve_rng_state():
+            if self.kind == "word":
+                self.run_logger.log_text("tagging/train", self.tag_first_word(), step)
+                return
+
             image = self.draw_frame(f"epoch {number}, loss {row['train/loss']:.4g}")
             self.frames.mkdir(parents=True, exist_ok=True)
             canvas.save_png(image, self.frames / f"epoch_{number:05d}.png")
             # (H, W, 3) -> (3, H, W)
             self.run_logger.log_image(f"{IMAGES}evolution_{self.kind}", torch.from_numpy(image).permute(2, 0, 1), step)
-        device.set_rng_state(rng)
 
     def draw_frame(self, title: str) -> NDArray[np.uint8]:
         """Return pixels (H, W, 3); axes and margins are those of every other frame."""
@@ -140,7 +140,7 @@ class Evolution(Callback):
 def write_animation(figures: Path, last_epoch: int) -> None:
     """Make evolution.gif of the frames up to the last epoch, if there are any.
 
-    Frames of later epochs are left from a run that was cut back.
+    Frames of later epochs are left over from before a resume.
     """
     from PIL import Image
 

@@ -26,8 +26,8 @@ from dlrun.core.own_code import is_ours, is_own_name
 from dlrun.core.user_code import get_first_line
 from dlrun.data.batches import Batch, LoaderBatches, measure_free_memory
 from dlrun.data.files.tensors import load_weights
-from dlrun.engine import device as runtime
 from dlrun.engine import evaluation
+from dlrun.engine.device import preserve_rng_state, seed_everything
 from dlrun.engine.forward_buffers import BuiltBuffers
 from dlrun.engine.object_state import (
     TORCH_ATTRIBUTES,
@@ -130,18 +130,15 @@ class ReloadCheck:
         if self.is_done:
             return
 
-        generators = runtime.get_rng_state()
         try:
             if self.obstacle is not None:
                 raise self.obstacle
-            with _limit_time(_SECONDS), _disable_compilation():
+            with preserve_rng_state(), _limit_time(_SECONDS), _disable_compilation():
                 notes = self._find_notes(state)
         except _TooLong:
             notes = [f"{_NOT_CHECKED}: it took more than {_SECONDS:.0f} seconds"]
         except (Exception, SystemExit) as error:  # the net is the user's own
             notes = [f"{_NOT_CHECKED}: {type(error).__name__}: {get_first_line(error)}"]
-        finally:
-            runtime.set_rng_state(generators)
 
         self.is_done = bool(notes)
         troubles = self.context.state.progress.troubles
@@ -153,7 +150,7 @@ class ReloadCheck:
         """The objects that the user's own code is reached from."""
         state = self.context.state
         roots: list[Any] = [state.model, self.context.objective.own_loss]
-        if has_own_steps(self.context.settings):
+        if _has_own_steps(self.context.settings):
             roots += [state.optimizer, state.schedule.scheduler]
         return roots
 
@@ -179,7 +176,7 @@ class ReloadCheck:
             notes += self._check_model(state, now)
         if context.objective.own_loss is not None:
             notes += [note for note in self._check_loss(state, now) if note not in notes]
-        if has_own_steps(settings):
+        if _has_own_steps(settings):
             notes += [note for note in self._check_steps(state, now) if note not in notes]
 
         if len(notes) > _MOST_NAMED:
@@ -245,7 +242,7 @@ class ReloadCheck:
     def _load(self, state: dict[str, Any]) -> nn.Module:
         """Build the net that a resumed run would begin with; _LoadError if the checkpoint does not fit it."""
         settings = self.context.settings
-        runtime.seed_everything(settings.seed)
+        seed_everything(settings.seed)
         with skip_trained_weights(), self.start.put_in_place():
             loaded = build.build_model(settings, self.context.splits.spec, self.context.runtime, self.trusted_modules)
 
@@ -263,7 +260,7 @@ class ReloadCheck:
         """Outputs of a net for the sample, evaluated and in training, and its gradients. Changes the net."""
         assert self.sample is not None
         inputs, _ = self.sample
-        runtime.seed_everything(0)
+        seed_everything(0)
         with surroundings.put_in_place(), self.autocast():
             with torch.no_grad():
                 evaluated = net.eval()(*inputs).detach().clone()
@@ -395,7 +392,7 @@ class ReloadCheck:
             dataset = duplicate(train.dataset)
             reads = []
             for _ in range(2):
-                runtime.seed_everything(0)
+                seed_everything(0)
                 reads.append([dataset[row] for row in range(min(_MOST_ROWS_READ, train.rows))])
         except Exception:  # an open file cannot be copied, and what cannot be read ends the run by itself
             return []
@@ -414,10 +411,10 @@ def is_needed(settings: Settings, model: nn.Module) -> bool:
 
 def _has_own_training_code(settings: Settings, model: nn.Module) -> bool:
     """Whether net, loss, optimizer or schedule are of the user's own."""
-    return is_own_name(settings.task.loss) or has_own_steps(settings) or _has_own_code(settings, model)
+    return is_own_name(settings.task.loss) or _has_own_steps(settings) or _has_own_code(settings, model)
 
 
-def has_own_steps(settings: Settings) -> bool:
+def _has_own_steps(settings: Settings) -> bool:
     """Whether the optimizer or its schedule is of the user's own."""
     targets = [block.target for block in (settings.optimizer, settings.scheduler)]
     return not all(is_ours(str(target)) for target in targets if target is not None)
@@ -437,11 +434,8 @@ def take_sample(batch: Batch, work: int) -> Batch:
 
 def _read_sample(context: RunContext) -> Batch:
     """Some rows of the first batch; the generators are afterwards as they were."""
-    generators = runtime.get_rng_state()
-    try:
+    with preserve_rng_state():
         return take_sample(next(context.state.train.epoch(1)), 0)
-    finally:
-        runtime.set_rng_state(generators)
 
 
 def _copy_or_share(value: Any) -> Any:
@@ -470,7 +464,7 @@ def _respond_as_loss(objective: Objective, outputs: Tensor, targets: Tensor, cal
 
     calls: number of further values, as in training.
     """
-    runtime.seed_everything(0)
+    seed_everything(0)
     with torch.enable_grad():
         leaf = outputs.clone().requires_grad_(True)
         value = objective.compute_loss(leaf, targets)
@@ -489,7 +483,7 @@ def _respond_with_steps(optimizer: Optimizer, schedule: Schedule, surroundings: 
         parameters += group["params"]
     needs_closure = requires_closure(optimizer)
 
-    runtime.seed_everything(0)
+    seed_everything(0)
     rates: list[float] = []
     calls = _MOST_CALLS if count_bytes(parameters) < _FEW_BYTES else 2
     with surroundings.put_in_place(), warnings.catch_warnings():

@@ -26,6 +26,7 @@ from dlrun.engine.metric_names import find_direction
 from dlrun.engine.objective import Objective
 from dlrun.engine.optim import direct
 from dlrun.engine.preserve import preserve_state, restore_attributes
+from dlrun.experiment.preflight.memory import count_bytes
 
 # The layer table has no more rows than this, unless the model has more children.
 _MOST_LAYERS = 30
@@ -273,11 +274,11 @@ def check_batch_sizes(
 
     batch: a full one. work: multiply-adds for one row. Everything that the model keeps is afterwards as it was.
     """
-    affordable = max(2, int(_MOST_WORK / max(work, 1)))
+    most_rows = max(2, int(_MOST_WORK / max(work, 1)))
     # Sizes that are equal after the cut need one pass only.
     passed: set[int] = set()
     for size in sizes:
-        rows = min(size.rows, affordable, len(batch[1]))
+        rows = min(size.rows, most_rows, len(batch[1]))
         if rows in passed:
             continue
 
@@ -418,7 +419,7 @@ def check_disk(outputs: Path, model: nn.Module, optimizer: Optimizer, keep: int,
     # 4 MiB besides, for the small files of a run.
     bytes_needed = (keep + 2) * estimate_checkpoint_bytes(model, optimizer) + 2**22
     if full:
-        bytes_needed += _count_bytes(_list_tensors(model))
+        bytes_needed += count_bytes(_list_tensors(model))
 
     # The folder may have to be made: what counts is the disk of its nearest parent.
     place = outputs
@@ -437,8 +438,8 @@ def check_disk(outputs: Path, model: nn.Module, optimizer: Optimizer, keep: int,
 def estimate_checkpoint_bytes(model: nn.Module, optimizer: Optimizer) -> int:
     """Estimate the size of one checkpoint on the disk."""
     tensors = _list_tensors(model)
-    weights = _count_bytes(tensors)
-    trainable_bytes = sum(_count_bytes(group["params"]) for group in optimizer.param_groups)
+    weights = count_bytes(tensors)
+    trainable_bytes = sum(count_bytes(group["params"]) for group in optimizer.param_groups)
     moments = trainable_bytes * count_moments(optimizer)
     # Name, shape and alignment of each tensor in the archive.
     per_tensor = 400
@@ -450,10 +451,6 @@ def estimate_checkpoint_bytes(model: nn.Module, optimizer: Optimizer) -> int:
 def _list_tensors(model: nn.Module) -> list[Tensor]:
     """The tensors of a state dict, without the extra state of modules, which may be anything."""
     return [value for value in model.state_dict().values() if isinstance(value, Tensor)]
-
-
-def _count_bytes(tensors: list[Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def count_moments(optimizer: Optimizer) -> float:
@@ -476,7 +473,7 @@ def count_moments(optimizer: Optimizer) -> float:
     except Exception:  # a class of the user's own may want anything
         return 2.0
     state = [value for value in twin.state[probe].values() if isinstance(value, Tensor)]
-    return _count_bytes(state) / (probe.numel() * probe.element_size())
+    return count_bytes(state) / (probe.numel() * probe.element_size())
 
 
 def check_export(model: nn.Module) -> list[str]:

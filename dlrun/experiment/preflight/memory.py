@@ -38,8 +38,8 @@ def estimate_memory(model: nn.Module, moments: float, values: int, settings: Set
     moments: numbers that the optimizer keeps for each trained one. values: numbers that the layers put out for one
     sample, each kept for the backward pass, in the precision of the forward pass.
     """
-    weights = _count_bytes([*model.parameters(), *model.buffers()])
-    trainable_bytes = _count_bytes(p for p in model.parameters() if p.requires_grad)
+    weights = count_bytes([*model.parameters(), *model.buffers()])
+    trainable_bytes = count_bytes(p for p in model.parameters() if p.requires_grad)
 
     if settings.device.strategy == "fsdp2":
         trainable_bytes = math.ceil(trainable_bytes / world_size)
@@ -61,7 +61,8 @@ def estimate_memory(model: nn.Module, moments: float, values: int, settings: Set
     )
 
 
-def _count_bytes(tensors: Iterable[Tensor]) -> int:
+def count_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the values of tensors."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 

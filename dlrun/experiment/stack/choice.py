@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dlrun.data.batches import MemoryBatches, measure_free_memory
+from dlrun.engine.device import preserve_rng_state
 from dlrun.engine.stack import trainer
 from dlrun.engine.stack.model import StackedModel, describe_structure
 from dlrun.engine.stack.objective import StackedObjective
@@ -25,11 +26,11 @@ _OWN_KEYS = {
     "checkpoint": ("monitor", "mode", "format"),
 }
 
-# The models of a trial: more of them take longer, and say the same.
+# Models of a trial: more of them take longer and show the same.
 _MOST_IN_TRIAL = 32
 _TRIAL_STEPS = 3
-# A stack must be faster by this factor: its time was measured in a few steps only.
-_FASTER = 1.15
+# A stack must be faster by this factor, as its time was measured in a few steps only.
+_LEAST_SPEEDUP = 1.15
 # Share of the free memory that a stack may take.
 _MEMORY_SHARE = 0.5
 
@@ -40,8 +41,8 @@ def make_group_key(config: dict[str, Any]) -> str:
     for section, values in config.items():
         if section in _OWN_SECTIONS or section in ("sweep", "paths"):
             continue
-        own = _OWN_KEYS.get(section, ())
-        shared[section] = {key: value for key, value in values.items() if key not in own} if own else values
+        own_keys = _OWN_KEYS.get(section, ())
+        shared[section] = {key: value for key, value in values.items() if key not in own_keys} if own_keys else values
     # Lines of one sweep may name keys in any order.
     return json.dumps(shared, sort_keys=True, default=str)
 
@@ -92,7 +93,7 @@ def count_fitting(context: RunContext) -> int:
 
 @dataclass(frozen=True)
 class Trial:
-    """Seconds of a step of several runs, as one and one after the other."""
+    """Seconds of a step of several runs, stacked and one after the other."""
 
     runs: int
     stacked_seconds: float
@@ -101,18 +102,18 @@ class Trial:
     @property
     def pays(self) -> bool:
         """Whether the stack is faster beyond doubt."""
-        return self.alone_seconds > _FASTER * self.stacked_seconds
+        return self.alone_seconds > _LEAST_SPEEDUP * self.stacked_seconds
 
     def describe(self) -> str:
-        """Both times in words."""
+        """Describe both times in words."""
         return (
-            f"a step of all takes {format_milliseconds(self.stacked_seconds)} as one, "
-            f"{format_milliseconds(self.alone_seconds)} one after the other"
+            f"a step of all takes {_format_milliseconds(self.stacked_seconds)} as one, "
+            f"{_format_milliseconds(self.alone_seconds)} one after the other"
         )
 
 
-def format_milliseconds(seconds: float) -> str:
-    """A time with two digits."""
+def _format_milliseconds(seconds: float) -> str:
+    """Format seconds as milliseconds, with two digits if they are few."""
     return f"{seconds * 1000:.2g} ms" if seconds < 0.1 else f"{seconds * 1000:.0f} ms"
 
 
@@ -138,35 +139,29 @@ def time_steps(context: RunContext, runs: int) -> Trial:
     device = targets.device
 
     def step_alone() -> None:
-        for model, of_model in zip(models, parameters, strict=True):
+        for model, model_parameters in zip(models, parameters, strict=True):
             loss = context.objective.compute_loss(model(*inputs), targets)
-            torch.autograd.grad(loss, of_model, allow_unused=True)
+            torch.autograd.grad(loss, model_parameters, allow_unused=True)
 
-    with preserve_generators():
+    with preserve_rng_state():
         seconds_alone = _time(step_alone, state.synchronize)
         generators = [torch.Generator(device) for _ in models]
         stacked_model = StackedModel(models, generators)
         stacked_model.train()
         objective = StackedObjective(context.objective)
         # As in training, where a gather makes a contiguous batch for each member.
-        of_all: list[Tensor] = [x.expand(count, *x.shape).contiguous() for x in inputs]
-        targets_of_all = targets.expand(count, *targets.shape).contiguous()
+        stacked_inputs: list[Tensor] = [x.expand(count, *x.shape).contiguous() for x in inputs]
+        stacked_targets = targets.expand(count, *targets.shape).contiguous()
 
         def step_stacked() -> None:
-            outputs = stacked_model(*of_all)
-            stacked_model.compute_gradient(objective.compute_losses(outputs, targets_of_all))
+            outputs = stacked_model(*stacked_inputs)
+            stacked_model.compute_gradient(objective.compute_losses(outputs, stacked_targets))
 
-        stacked = _time(step_stacked, state.synchronize)
+        seconds_stacked = _time(step_stacked, state.synchronize)
 
     # Both times grow with the number of runs.
     scale = runs / count
-    return Trial(runs, stacked * scale, seconds_alone * scale)
-
-
-def preserve_generators() -> Any:
-    """Leave the global generators as they were after the block."""
-    is_initialized: Callable[[], bool] = torch.cuda.is_initialized
-    return torch.random.fork_rng(range(torch.cuda.device_count()) if is_initialized() else [])
+    return Trial(runs, seconds_stacked * scale, seconds_alone * scale)
 
 
 def _time(step: Callable[[], None], synchronize: Callable[[], None]) -> float:

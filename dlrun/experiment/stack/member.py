@@ -27,7 +27,7 @@ from dlrun.runs.reports.console import Console, format_epoch, is_printed_epoch
 
 
 class StackedRun:
-    """A run whose steps a stack makes: what it is made of, and what is known of it so far."""
+    """A run whose steps a stack makes, with its history for the folder that is written at its end."""
 
     def __init__(self, request: Request, context: RunContext, rng: dict[str, Any]) -> None:
         """rng: state of all generators after the run was prepared."""
@@ -37,9 +37,9 @@ class StackedRun:
         # Lines for the run's log, which is opened at the end, with the epochs that they belong to.
         self.lines: list[tuple[int, str]] = []
 
-        # Of which the opening lines tell.
+        # Number of notes that the opening of the log lists.
         self.opening_notes = len(context.notes)
-        # To which the diagnostics add.
+        # Rows for the diagnostics, which append to them.
         self.rows: list[dict[str, float]] = []
 
         callbacks: list[Callback] = [self.history]
@@ -140,16 +140,20 @@ class StackedRun:
         checkpoints.wait()
 
 
+def is_power_of_two(number: int) -> bool:
+    """Whether a positive number is 1, 2, 4, 8 ..."""
+    return number & (number - 1) == 0
+
+
 class SparseDiagnostics(Diagnostics):
     """Diagnostics that look at epochs 1, 2, 4, 8 ... and the last: a look takes as long as the steps of an epoch."""
 
-    # What `probe` would find in this epoch, where the stack has found it for all members together.
+    # What `probe` returns in this epoch, if the stack has computed it for all members at once.
     _probed: tuple[Tensor, dict[str, Tensor]] | None = None
 
     def is_looked_at(self, number: int) -> bool:
         """Whether to look at the epoch of this number, which has just ended."""
-        is_power_of_two = number & (number - 1) == 0
-        return is_power_of_two or self.context.state.is_finished
+        return is_power_of_two(number) or self.context.state.is_finished
 
     def on_epoch_end(self, trainer: TrainerView, row: dict[str, float]) -> None:
         """Look at the epoch, if it is one of those to look at."""
@@ -158,12 +162,12 @@ class SparseDiagnostics(Diagnostics):
         self._probed = None
 
     def probe(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Outputs, and which units are awake, as the stack has found them, or of the member's own net."""
+        """Outputs and awake units, from the stack if it has computed them, else from the member's own net."""
         return self._probed or super().probe(inputs)
 
 
 def probe_together(model: StackedModel, members: Sequence[SparseDiagnostics], batch_size: int) -> None:
-    """Send the rows of all members through the stack once, for what their diagnostics do next.
+    """Send the rows of all members through the stack once, for the diagnostics of each.
 
     model: a chain, in evaluation mode; members: in its order. batch_size: rows of a batch, which fit into the memory.
     """
@@ -173,9 +177,9 @@ def probe_together(model: StackedModel, members: Sequence[SparseDiagnostics], ba
     uses: dict[str, list[Tensor]] = defaultdict(list)
     for begin in range(0, len(first.inputs[0]), batch_size):
         rows = torch.stack([member.inputs[0][begin : begin + batch_size] for member in members])
-        of_batch, uses_of_batch = model.find_awake_units(rows, RELUS, units_are_last)
-        outputs.append(of_batch.float())
-        for name, masks in uses_of_batch.items():
+        batch_outputs, batch_uses = model.find_awake_units(rows, RELUS, units_are_last)
+        outputs.append(batch_outputs.float())
+        for name, masks in batch_uses.items():
             uses[name] += masks
 
     all_outputs = torch.cat(outputs, 1)

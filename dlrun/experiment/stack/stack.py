@@ -25,7 +25,7 @@ from dlrun.experiment import setup
 from dlrun.experiment.context import Preflight, RunContext
 from dlrun.experiment.request_notes import add_notes
 from dlrun.experiment.stack.halving import Halving
-from dlrun.experiment.stack.member import SparseDiagnostics, StackedRun, probe_together
+from dlrun.experiment.stack.member import SparseDiagnostics, StackedRun, is_power_of_two, probe_together
 from dlrun.runs import checkpoint
 from dlrun.runs.loggers.tensorboard import TensorBoardLogger
 from dlrun.runs.reports.plots import canvas
@@ -133,8 +133,7 @@ class Stack:
         An epoch that turns out to be a member's last one by its patience is looked at by that member alone.
         """
         number = trainer.members[0].state.progress.epoch + 1
-        is_power_of_two = number & (number - 1) == 0
-        if trainer.model.chain is None or not (is_power_of_two or number >= trainer.rules.epochs):
+        if trainer.model.chain is None or not (is_power_of_two(number) or number >= trainer.rules.epochs):
             return
 
         looking: list[SparseDiagnostics] = []
