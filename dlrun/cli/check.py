@@ -46,7 +46,5 @@ def _check_request(request: Request, console: Console, is_one_of_many: bool) -> 
             console.say(f"run {' '.join(request.overrides)}: no problem")
         else:
             context.notes.extend(request.notes)
-            context.notes.extend(
-                ignored.find_without_effect(context, request, request.overrides, request.keys_in_files)
-            )
+            context.notes.extend(ignored.find_ignored_keys(context, request, request.overrides, request.keys_in_files))
             terminal.print_opening(console, context, request.folder)

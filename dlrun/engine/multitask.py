@@ -25,15 +25,16 @@ class MultitaskObjective(Objective):
     """The weighted sum of the losses of several outputs.
 
     losses: name of the loss of an output, its task's own where none is given. weights: of an output's loss, else 1.
-    metrics_of: what `metrics` of an Objective is, of an output, else its task's own. class_weights_of: weights of the
-    classes of an output; class_weights: those of all such outputs one behind the other, for checkpoints.
-    Metrics: loss, the weighted sum, and each output's own with its name in front, as in digit_loss and digit_accuracy.
+    output_metrics: by output, as `metrics` of an Objective; an output without an entry has its task's own.
+    output_class_weights: by output, the weights of its classes; class_weights has them all concatenated, for
+    checkpoints. Metrics: loss, the weighted sum, and each output's own with its name in front, as in digit_loss and
+    digit_accuracy.
     """
 
     losses: Mapping[str, str] = field(default_factory=dict)
     weights: Mapping[str, float] = field(default_factory=dict)
-    metrics_of: Mapping[str, Sequence[str | ChosenMetric]] = field(default_factory=dict)
-    class_weights_of: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    output_metrics: Mapping[str, Sequence[str | ChosenMetric]] = field(default_factory=dict)
+    output_class_weights: Mapping[str, Sequence[float]] = field(default_factory=dict)
     parts: Mapping[str, Objective] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -44,8 +45,8 @@ class MultitaskObjective(Objective):
                     make_spec_of_output(self.spec, output),
                     self.losses.get(output.name),
                     self.reduction,
-                    class_weights=self.class_weights_of.get(output.name),
-                    metrics=self.metrics_of.get(output.name),
+                    class_weights=self.output_class_weights.get(output.name),
+                    metrics=self.output_metrics.get(output.name),
                 )
             except RequestError as error:
                 # The parts name the key of a task with one output; this one has a key for each.
@@ -152,7 +153,7 @@ class MultitaskObjective(Objective):
             weighted_loss += self.weights.get(name, 1.0) * part_values["loss"]
             values |= {f"{name}_{metric}": value for metric, value in part_values.items()}
 
-        if self.class_weights_of and self.reduction == "mean":
+        if self.output_class_weights and self.reduction == "mean":
             # A mean that weights its rows is not that of the batches' means.
             values["loss"] = weighted_loss
         return values

@@ -1,4 +1,4 @@
-"""The processes that torchrun starts besides the first: each trains along with rank 0 and records nothing."""
+"""The processes that torchrun starts besides rank 0: each trains along with it and records nothing."""
 
 import contextlib
 import traceback
@@ -75,7 +75,7 @@ def follow(request: Request, context: RunContext, stack: contextlib.ExitStack) -
     keys = context.settings.checkpoint
     join_ranks(request, context)
     resumed = restore_checkpoint(request, context)
-    seed_or_restore_generators(ranks, context.settings.seed, resumed)
+    _seed_or_restore_generators(ranks, context.settings.seed, resumed)
     if context.runtime.compile:
         compile_model(context)
 
@@ -88,7 +88,7 @@ def follow(request: Request, context: RunContext, stack: contextlib.ExitStack) -
     return signals.get_signal_exit_code(stop_requested.signal_number) if stop_requested() else 0
 
 
-def seed_or_restore_generators(ranks: Distributed, seed: int, resumed: dict[str, Any] | None) -> None:
+def _seed_or_restore_generators(ranks: Distributed, seed: int, resumed: dict[str, Any] | None) -> None:
     """Give this rank random numbers of its own, for dropout and the like.
 
     A resumed run restores those of the checkpoint, if it was written by as many processes.

@@ -24,7 +24,7 @@ from dlrun.experiment.context import RunContext
 _SCHEDULES_WITH_RATES = ("OneCycleLR", "CyclicLR")
 
 
-def find_unheeded_data(splits: Splits, data_target: str | None, words: Sequence[str]) -> list[str]:
+def find_ignored_data_keys(splits: Splits, data_target: str | None, words: Sequence[str]) -> list[str]:
     """A note for each typed key that the data of an evaluation do not read."""
     keys = {get_key(word) for word in words}
     reasons = {f"data.{name}": reason for name, reason in splits.unheeded.items()}
@@ -34,7 +34,7 @@ def find_unheeded_data(splits: Splits, data_target: str | None, words: Sequence[
     return [format_note(key, reason) for key, reason in reasons.items() if key in keys]
 
 
-def find_without_effect(
+def find_ignored_keys(
     context: RunContext, request: Request, words: Iterable[str], files: Mapping[str, str]
 ) -> list[str]:
     """A note for each key that the user sets and that this choice of data, model and device does not read.
@@ -175,24 +175,24 @@ def _explain_length(context: RunContext) -> dict[str, str]:
         steps = min(steps, limits.max_steps)
     epochs = math.ceil(steps / steps_per_epoch)
 
-    in_steps = f"the training has {_format_count(steps, 'step')}"
-    in_epochs = f"the training has {_format_count(epochs, 'epoch')}"
+    steps_reason = f"the training has {_format_count(steps, 'step')}"
+    epochs_reason = f"the training has {_format_count(epochs, 'epoch')}"
     settings = context.settings
     reasons: dict[str, str] = {}
     if limits.log_every_steps > steps:
-        reasons["trainer.log_every_steps"] = in_steps
+        reasons["trainer.log_every_steps"] = steps_reason
     if settings.trainer.epochs is not None and limits.epochs > epochs:
         reasons["trainer.epochs"] = f"trainer.max_steps={limits.max_steps} ends the training in epoch {epochs}"
     if limits.patience is not None and limits.patience + 1 >= epochs:
-        reasons["trainer.early_stopping.patience"] = in_epochs
+        reasons["trainer.early_stopping.patience"] = epochs_reason
     if settings.checkpoint.every_seconds is not None and settings.checkpoint.every_epochs > 1:
         reasons["checkpoint.every_epochs"] = "checkpoint.every_seconds stands in its place"
     elif settings.checkpoint.every_epochs > epochs:
-        reasons["checkpoint.every_epochs"] = f"{in_epochs}, and is saved at its end"
+        reasons["checkpoint.every_epochs"] = f"{epochs_reason}, and is saved at its end"
     if settings.checkpoint.every_steps is not None and settings.checkpoint.every_steps > steps:
-        reasons["checkpoint.every_steps"] = in_steps
+        reasons["checkpoint.every_steps"] = steps_reason
     if (settings.tracking.evolution_every_epochs or 0) > epochs:
-        reasons["tracking.evolution_every_epochs"] = f"{in_epochs}, of which the first is always shown"
+        reasons["tracking.evolution_every_epochs"] = f"{epochs_reason}, of which the first is always shown"
 
     return reasons | _explain_schedule(context.state.schedule, steps, steps_per_epoch)
 

@@ -18,7 +18,7 @@ def add_notes(context: RunContext, request: Request) -> None:
 
     words = read_typed_words(request)
     keys_in_files = _read_keys_in_files(request)
-    context.notes.extend(ignored.find_without_effect(context, request, words, keys_in_files))
+    context.notes.extend(ignored.find_ignored_keys(context, request, words, keys_in_files))
     if settings.device.tf32 is not None and runtime.device.type != "cuda":
         context.notes.append(f"device.tf32 is for cuda, and changes nothing on {runtime.device}")
 

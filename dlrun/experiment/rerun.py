@@ -34,19 +34,19 @@ def read_requests(words: Sequence[str]) -> list[Request]:
     # Words of a file are data: they are checked before Hydra sees any of them.
     saved_words = read_overrides(run)
     refuse_other_configs(run, flags.config_dir)
-    kept_words, notes = drop_replaced(saved_words, flags.overrides)
-    refuse_evaluation(kept_words, run)
+    remaining_words, notes = _drop_replaced(saved_words, flags.overrides)
+    refuse_evaluation(remaining_words, run)
 
     # Flags such as --cfg come first, as they would be typed.
     flag_words = [word for word in changes if word not in flags.overrides]
-    requests = request.from_command_line([*flag_words, *kept_words, *flags.overrides])
+    requests = request.from_command_line([*flag_words, *remaining_words, *flags.overrides])
     parent = {"folder": str(run.folder), "run_id": str(run.environment.get("run_id", ""))}
     return [
         replace(
             composed,
             parent=parent,
             words=["rerun", *words],
-            trusted_modules=list_trusted_names(composed, flags.overrides),
+            trusted_modules=_list_trusted_names(composed, flags.overrides),
             notes=[*composed.notes, *notes],
         )
         for composed in requests
@@ -83,7 +83,7 @@ def refuse_other_configs(run: RunRecord, config_dir: str | None) -> None:
         raise RequestError(f"{run.folder} was composed with config files in {place}; add --config-dir {quote(place)}")
 
 
-def drop_replaced(saved_words: Sequence[str], changes: Sequence[str]) -> tuple[list[str], list[str]]:
+def _drop_replaced(saved_words: Sequence[str], changes: Sequence[str]) -> tuple[list[str], list[str]]:
     """The words of the run that the changes leave in force, and notes on those that a new choice has no key for."""
     new_keys = {get_key(word) for word in changes}
     new_choices = {}
@@ -91,7 +91,7 @@ def drop_replaced(saved_words: Sequence[str], changes: Sequence[str]) -> tuple[l
         if get_key(word) in GROUPS:
             new_choices[get_key(word)] = word
 
-    kept_words = []
+    remaining_words = []
     notes = []
     for word in saved_words:
         key = get_key(word)
@@ -102,9 +102,9 @@ def drop_replaced(saved_words: Sequence[str], changes: Sequence[str]) -> tuple[l
         if group in new_choices and key != group and not _has_key(new_choices[group], key):
             notes.append(f"{word} of the run is left out: {new_choices[group]} has no such key")
             continue
-        kept_words.append(word)
+        remaining_words.append(word)
 
-    return kept_words, notes
+    return remaining_words, notes
 
 
 def _has_key(choice: str, key: str) -> bool:
@@ -128,7 +128,7 @@ def refuse_evaluation(words: Sequence[str], run: RunRecord) -> None:
             )
 
 
-def list_trusted_names(composed: Request, changes: Sequence[str]) -> list[str]:
+def _list_trusted_names(composed: Request, changes: Sequence[str]) -> list[str]:
     """Modules and targets that this command itself names: a loaded run gives itself no permission."""
     names = [str(name) for name in composed.config["trusted_modules"]]
     flat = flatten(composed.config)

@@ -28,12 +28,12 @@ def hash_sources(context: RunContext) -> dict[str, str]:
             modules[module.__name__] = module
             _add_hash(name, module, hashes)
 
-    waiting = list(modules.values())
-    while waiting:
-        for imported in _iterate_imports(waiting.pop()):
+    pending = list(modules.values())
+    while pending:
+        for imported in _iterate_imports(pending.pop()):
             if imported.__name__ not in modules:
                 modules[imported.__name__] = imported
-                waiting.append(imported)
+                pending.append(imported)
                 _add_hash(imported.__name__, imported, hashes)
     return hashes
 

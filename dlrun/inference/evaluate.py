@@ -267,7 +267,7 @@ def _print_evaluation(console: Console, evaluation: Evaluation) -> None:
     ]
     # Notes of the data set itself, then overrides that had no effect on it.
     lines += [("note", note) for note in saved_model.splits.notes]
-    notes = ignored.find_unheeded_data(
+    notes = ignored.find_ignored_data_keys(
         saved_model.raw_splits, saved_model.settings.data.target, saved_model.request.overrides
     )
     lines += [("note", note) for note in notes]

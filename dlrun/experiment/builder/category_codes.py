@@ -17,7 +17,7 @@ def choose_codes(settings: Settings, trusted_modules: Sequence[str] | None) -> S
         model = targets.resolve(str(settings.model.target), "model._target_", trusted_modules)
         data = targets.resolve(str(settings.data.target), "data._target_", trusted_modules)
     except DlrunError:
-        # Told where the data and the model are built.
+        # The builders of data and model report it.
         return settings
     if not getattr(model, "takes_codes", False) or not targets.has_argument(data, "category_codes"):
         return settings

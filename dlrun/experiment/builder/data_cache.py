@@ -27,12 +27,12 @@ _baselines: ContextVar[_Baselines | None] = ContextVar("baselines", default=None
 def share_data() -> Iterator[None]:
     """Give runs with the same data settings the same tensors inside this block. Nothing of dlrun writes to them."""
     token = _cache.set({})
-    token_of_baselines = _baselines.set([])
+    baselines_token = _baselines.set([])
     try:
         yield
     finally:
         _cache.reset(token)
-        _baselines.reset(token_of_baselines)
+        _baselines.reset(baselines_token)
 
 
 def get_or_build(settings: Settings, trusted_modules: Sequence[str] | None, build: Callable[[], Splits]) -> Splits:
@@ -65,9 +65,9 @@ def get_or_compute_baseline(
     known = _baselines.get()
     if known is None:
         return compute(objective, splits)
-    for other, others_splits, baseline in known:
+    for other, other_splits, baseline in known:
         # By identity: data of their own are never compared.
-        if others_splits is splits and other == objective:
+        if other_splits is splits and other == objective:
             return dict(baseline)
 
     baseline = compute(objective, splits)

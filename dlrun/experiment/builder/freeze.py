@@ -11,7 +11,7 @@ from torch import nn
 from dlrun.core.errors import RequestError, join_names
 from dlrun.core.suggest import did_you_mean
 
-# Of a net with a new last layer (model=torchvision, model=timm): all but that layer.
+# Pattern for all but the new last layer of a net (model=torchvision, model=timm).
 BACKBONE = "backbone"
 
 
@@ -19,7 +19,7 @@ class EvaluationMode:
     """Stands for the method `train` of a frozen module, which it leaves in evaluation mode."""
 
     def __init__(self, module: nn.Module) -> None:
-        # A strong reference would be a circle, which keeps the net in memory until Python's collector comes by.
+        # A strong reference would be a cycle, which keeps the net in memory until the garbage collector runs.
         self._module = weakref.ref(module)
 
     def __call__(self, mode: bool = True) -> nn.Module:
@@ -53,15 +53,15 @@ def freeze(model: nn.Module, patterns: Any) -> None:
     or a list. A module whose parameters are all frozen, or that is matched itself, stays in evaluation mode with all
     that it holds. RequestError for a pattern that matches nothing, and where nothing is left to train.
     """
-    listed = _check_patterns(patterns)
+    pattern_list = _check_patterns(patterns)
     modules = dict(model.named_modules())
     last_layers = get_last_layers(model)
     if patterns == BACKBONE and last_layers and BACKBONE not in modules:
         frozen_modules = [name for name in modules if name and not _is_inside_any(name, last_layers)]
         names = [name for name, _ in model.named_parameters() if not _is_inside_any(name, last_layers)]
     else:
-        frozen_modules = _match_modules(modules, listed)
-        names = _match_parameters(model, listed, frozen_modules)
+        frozen_modules = _match_modules(modules, pattern_list)
+        names = _match_parameters(model, pattern_list, frozen_modules)
 
     # A parameter with two names is frozen under both.
     parameters = dict(model.named_parameters(remove_duplicate=False))
@@ -73,10 +73,10 @@ def freeze(model: nn.Module, patterns: Any) -> None:
             f"train; type patterns that do not match {join_names(list(parameters)[-2:])}"
         )
 
-    touched = {id(parameters[name]) for name in names}
-    throughout = [name for name, module in modules.items() if name and _is_frozen_throughout(module, touched)]
+    frozen_ids = {id(parameters[name]) for name in names}
+    fully_frozen = [name for name, module in modules.items() if name and _is_fully_frozen(module, frozen_ids)]
     for name, module in modules.items():
-        if name in frozen_modules or _is_inside_any(name, throughout):
+        if name in frozen_modules or _is_inside_any(name, fully_frozen):
             _hold_in_evaluation_mode(module)
 
 
@@ -139,16 +139,16 @@ def _is_inside_any(name: str, modules: Sequence[str]) -> bool:
     return any(_is_inside(name, module) for module in modules)
 
 
-def _is_frozen_throughout(module: nn.Module, touched: set[int]) -> bool:
-    """Whether a module has parameters, all of them frozen; touched: ids of those that model.freeze has frozen."""
+def _is_fully_frozen(module: nn.Module, frozen_ids: set[int]) -> bool:
+    """Whether a module has parameters, all of them frozen; frozen_ids: ids of those that model.freeze has frozen."""
     parameters = list(module.parameters())
     if any(parameter.requires_grad for parameter in parameters):
         return False
-    return any(id(parameter) in touched for parameter in parameters)
+    return any(id(parameter) in frozen_ids for parameter in parameters)
 
 
 def _hold_in_evaluation_mode(module: nn.Module) -> None:
-    """Keep a module in evaluation mode, whatever `train` is called on; what it holds goes its own way."""
+    """Keep a module in evaluation mode, whatever `train` is called on; modules inside it have modes of their own."""
     # cuDNN computes no gradients through recurrent layers in evaluation mode. They have no statistics.
     if not isinstance(module, nn.RNNBase):
         module.training = False

@@ -22,13 +22,13 @@ def build_loggers(settings: Settings, trusted_modules: Sequence[str] | None, pro
         # logger.tensorboard=null leaves it out, as ~logger.tensorboard does.
         if block is None:
             continue
-        logger = problems.collect(build_logger, name, block, trusted_modules)
+        logger = problems.collect(_build_logger, name, block, trusted_modules)
         if logger is not None:
             loggers[name] = logger
     return loggers
 
 
-def build_logger(name: str, block: Any, trusted_modules: Sequence[str] | None) -> Logger:
+def _build_logger(name: str, block: Any, trusted_modules: Sequence[str] | None) -> Logger:
     """Build one logger; RequestError for what names none, or whose arguments do not fit."""
     group = f"logger.{name}"
     target = block.get("_target_") if isinstance(block, dict) else None

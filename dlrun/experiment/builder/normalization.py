@@ -33,12 +33,12 @@ def choose_normalization(settings: Settings) -> tuple[Settings, tuple[str, ...]]
         # The first layer's filters are averaged over the colours.
         mean = [sum(mean) / len(mean)]
         std = [sum(std) / len(std)]
-    chosen = dataclasses.replace(data, arguments={**arguments, "mean": mean, "std": std})
+    normalized_data = dataclasses.replace(data, arguments={**arguments, "mean": mean, "std": std})
     note = (
         f"images are normalized as those of the trained weights, by mean {_format(mean)} and std {_format(std)}; "
         "data.normalization=images takes those of your training images."
     )
-    return dataclasses.replace(settings, data=chosen), (note,)
+    return dataclasses.replace(settings, data=normalized_data), (note,)
 
 
 def _find_constants(settings: Settings) -> tuple[list[float], list[float]] | None:

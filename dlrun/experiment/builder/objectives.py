@@ -16,7 +16,7 @@ from dlrun.core.suggest import build_unknown_argument_error, did_you_mean, refus
 from dlrun.data.datasets import Part
 from dlrun.data.inspection import get_valid_targets
 from dlrun.data.spec import PADDING, DataSpec, Output
-from dlrun.engine.device import Runtime, get_rng_state, is_out_of_memory, seed_everything, set_rng_state
+from dlrun.engine.device import Runtime, is_out_of_memory, preserve_rng_state, seed_everything
 from dlrun.engine.losses import ALIASES
 from dlrun.engine.multitask import MultitaskObjective, make_spec_of_output
 from dlrun.engine.objective import Objective
@@ -26,8 +26,8 @@ from dlrun.experiment.builder.metrics import build_metrics, build_metrics_of_out
 
 _TORCH = "torch.nn."
 
-# What the constructor of a loss may take besides `task.loss_args`.
-_GIVEN_ARGUMENTS = ("spec", "reduction")
+# Arguments that dlrun passes to the constructor of a loss, if it has them.
+_DLRUN_ARGUMENTS = ("spec", "reduction")
 
 
 def build_objective(
@@ -82,22 +82,22 @@ def _build_multitask(
         raise RequestError("task.weights are all 0, so that there is nothing to learn; give one output a larger one")
     specs = {output.name: make_spec_of_output(spec, output) for output in spec.outputs}
     metrics = build_metrics_of_outputs(settings, specs, trusted_modules)
-    weights_of = dict(_share_class_weights(settings, spec, class_weights or ()))
+    output_class_weights = dict(_split_class_weights(settings, spec, class_weights or ()))
     return MultitaskObjective(
         spec,
         reduction=keys.reduction,
         class_weights=class_weights,
         losses=losses,
         weights=weights,
-        metrics_of=metrics,
-        class_weights_of=weights_of,
+        output_metrics=metrics,
+        output_class_weights=output_class_weights,
     )
 
 
-def _share_class_weights(
+def _split_class_weights(
     settings: Settings, spec: DataSpec, class_weights: Sequence[float]
 ) -> Iterator[tuple[str, list[float]]]:
-    """The weights of each output that has some, of those of all outputs one behind the other."""
+    """Split the concatenated class weights by output; outputs without weights are left out."""
     start = 0
     for output in _list_weighted(settings.task.class_weights, spec):
         numbers = list(class_weights[start : start + output.class_count])
@@ -109,19 +109,19 @@ def _list_weighted(setting: Any, spec: DataSpec) -> list[Output]:
     """The outputs whose classes have weights, in the order of the spec; RequestError for a setting that cannot be."""
     if setting is None:
         return []
-    with_classes = [output for output in spec.outputs if output.class_count]
-    names = [output.name for output in with_classes]
+    class_outputs = [output for output in spec.outputs if output.class_count]
+    names = [output.name for output in class_outputs]
     if not names:
         raise RequestError("task.class_weights is for classes, and all outputs are numbers; leave it out")
     if setting == "balanced":
-        return with_classes
+        return class_outputs
     if not isinstance(setting, dict):
         raise RequestError(
             f"task.class_weights={setting} is for one output; type balanced, or "
             f"task.class_weights='{{{names[0]}: balanced}}'"
         )
     refuse_other_names(setting, names, "task.class_weights", "output of classes")
-    return [output for output in with_classes if output.name in setting]
+    return [output for output in class_outputs if output.name in setting]
 
 
 def has_balanced_weights(settings: Settings) -> bool:
@@ -166,7 +166,7 @@ def compute_class_weights(settings: Settings, spec: DataSpec, train: Part | None
 
 
 def _compute_weights_of_outputs(setting: Any, spec: DataSpec, train: Part | None) -> list[float]:
-    """The weights of all outputs that have some, one behind the other."""
+    """The class weights of all outputs that have some, concatenated in the order of the spec."""
     weights: list[float] = []
     for output in _list_weighted(setting, spec):
         key = f"task.class_weights.{output.name}"
@@ -261,7 +261,7 @@ def _build_module(kind: type[nn.Module], settings: Settings, spec: DataSpec, run
     keys = settings.task
     parameters = inspect.signature(kind).parameters
     arguments = dict(keys.loss_args or {})
-    open_names = [name for name in parameters if name not in _GIVEN_ARGUMENTS]
+    open_names = [name for name in parameters if name not in _DLRUN_ARGUMENTS]
     _check_arguments(settings, open_names, _takes_any(parameters.values()))
     if "spec" in parameters:
         arguments["spec"] = spec
@@ -269,24 +269,22 @@ def _build_module(kind: type[nn.Module], settings: Settings, spec: DataSpec, run
         arguments["reduction"] = keys.reduction
 
     # A loss with random parameters must not change what the model draws after it.
-    generators = get_rng_state()
-    try:
-        seed_everything(settings.seed)
-        module = kind(**arguments)
-        lazy = [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if is_lazy(tensor)]
-        if lazy:
-            raise RequestError(
-                f"task.loss={keys.loss}: the size of {join_names(lazy)} is not known; give it in __init__"
-            )
-        return set_precision(module, runtime.dtype).to(runtime.device)
-    except Exception as error:
-        # The class is the user's own, so anything can come.
-        if isinstance(error, DlrunError) or is_out_of_memory(error):
-            raise
-        message = f"task.loss={keys.loss}: {type(error).__name__}: {user_code.get_first_clause(error)}"
-        raise RequestError(user_code.add_user_line(message, error)) from error
-    finally:
-        set_rng_state(generators)
+    with preserve_rng_state():
+        try:
+            seed_everything(settings.seed)
+            module = kind(**arguments)
+            lazy = [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if is_lazy(tensor)]
+            if lazy:
+                raise RequestError(
+                    f"task.loss={keys.loss}: the size of {join_names(lazy)} is not known; give it in __init__"
+                )
+            return set_precision(module, runtime.dtype).to(runtime.device)
+        except Exception as error:
+            # The class is the user's own, so anything can come.
+            if isinstance(error, DlrunError) or is_out_of_memory(error):
+                raise
+            message = f"task.loss={keys.loss}: {type(error).__name__}: {user_code.get_first_clause(error)}"
+            raise RequestError(user_code.add_user_line(message, error)) from error
 
 
 def _takes_any(parameters: Any) -> bool:
@@ -296,9 +294,9 @@ def _takes_any(parameters: Any) -> bool:
 def _check_arguments(settings: Settings, known: Sequence[str], takes_any: bool) -> None:
     """RequestError for an argument that the user's loss does not have."""
     keys = settings.task
-    names = [name for name in known if name not in _GIVEN_ARGUMENTS]
+    names = [name for name in known if name not in _DLRUN_ARGUMENTS]
     for key in keys.loss_args or {}:
-        if key in _GIVEN_ARGUMENTS:
+        if key in _DLRUN_ARGUMENTS:
             raise RequestError(f"task.loss_args.{key} is set by dlrun; leave it out, or type task.reduction=sum")
         if key not in names and not takes_any:
             where = f"task.loss_args.{key}"

@@ -128,7 +128,7 @@ class Diagnostics(Callback):
         # As metrics.jsonl gives it when it is read again: without infinite values.
         self.rows.append({key: value if math.isfinite(value) else math.nan for key, value in row.items()})
         number = int(row["epoch"])
-        if not self.is_looked_at(number):
+        if not self.is_examined(number):
             return
 
         reported = self.context.state.progress.troubles
@@ -139,8 +139,8 @@ class Diagnostics(Callback):
                 self.context.notes.append(note)
                 self.say(f"note: {note}")
 
-    def is_looked_at(self, number: int) -> bool:
-        """Whether to look at the epoch of this number, which has just ended."""
+    def is_examined(self, number: int) -> bool:
+        """Whether to examine the epoch of this number, which has just ended."""
         return number % (1 + number // _EVERY_UP_TO) == 0
 
     def find_troubles(self) -> Troubles:
@@ -278,11 +278,10 @@ def diagnose_run(
 ) -> Troubles:
     """The troubles that a whole run shows, without the kinds `reported` while it learnt; empty if all looks well.
 
-    predicted and targets: of `split`, the one that is shown, by the best weights; class numbers (N,), for tagging
-    (N, T), and for regression values (N, columns). lr: optimizer.lr, None without one.
-    metrics and baseline: of the model and of the trivial answer,
-    with keys such as "test/accuracy"; metrics count where `predicted` is None, for those of the training split were
-    taken while it learnt.
+    predicted and targets: of `split`, by the best weights; class numbers (N,), for tagging (N, T), and for regression
+    values (N, columns). lr: optimizer.lr, None without one. metrics and baseline: of the model and of the trivial
+    answer, with keys such as "test/accuracy"; metrics count only where `predicted` is None, since those of the training
+    split were measured during training.
     """
     troubles = find_divergence(rows, lr, baseline) | find_stuck_loss(rows, baseline)
     troubles |= _find_single_class(split, predicted, targets, spec, baseline)
@@ -373,16 +372,17 @@ def find_overfitting(rows: Rows, baseline: Mapping[str, float]) -> Troubles:
         return _describe_overfitting(int(rows[best]["epoch"]), cause)
 
     # It stands still: since it came near its best, training alone has improved.
-    since = next((i for i, loss in enumerate(losses) if loss <= lowest + visible), best)
-    before = rows[since]["train/loss"]
-    now = rows[-1]["train/loss"]
-    far = max(_FAR_SHARE * abs(baseline.get("val/loss", math.inf)), (_FAR_TIMES - 1) * now)
-    is_long = len(losses) - 1 - since > _PATIENCE
-    if is_long and before - now > visible and losses[-1] - now > far:
+    start = next((i for i, loss in enumerate(losses) if loss <= lowest + visible), best)
+    first_loss = rows[start]["train/loss"]
+    last_loss = rows[-1]["train/loss"]
+    least_gap = max(_FAR_SHARE * abs(baseline.get("val/loss", math.inf)), (_FAR_TIMES - 1) * last_loss)
+    is_long = len(losses) - 1 - start > _PATIENCE
+    if is_long and first_loss - last_loss > visible and losses[-1] - last_loss > least_gap:
         cause = (
-            f"the validation loss stays at {losses[-1]:.4g} while the training loss fell from {before:.4g} to {now:.4g}"
+            f"the validation loss stays at {losses[-1]:.4g} while the training loss fell from {first_loss:.4g} to "
+            f"{last_loss:.4g}"
         )
-        return _describe_overfitting(int(rows[since]["epoch"]), cause)
+        return _describe_overfitting(int(rows[start]["epoch"]), cause)
     return {}
 
 

@@ -7,13 +7,12 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from dlrun.config import request
-from dlrun.config.request import Request
 from dlrun.config.schema import CONFIG_DIR
 from dlrun.config.settings import read_settings
 from dlrun.core.errors import RequestError
 from dlrun.engine import device, evaluation, preserve
 from dlrun.engine.objective import Objective
+from dlrun.experiment.checks.one_run import parse_one_run
 from dlrun.experiment.context import RunContext
 from dlrun.experiment.setup import prepare
 from dlrun.runs.reports.console import Console, build_table
@@ -80,46 +79,29 @@ def check_gradients(words: list[str]) -> int:
 
     Prints one table. Raises RequestError for a sweep, and if neither the model nor the loss is hand-written.
     """
-    run_request = parse_one_run(words)
-    if run_request is None:
+    request = parse_one_run(words, "gradients")
+    if request is None:
         return 0
 
-    composed = run_request.config
-    composed["device"].update({"name": "cpu", "index": None, "precision": "fp64", "compile": False})
-    settings = read_settings(composed, run_request.choices)
-    with device.device_session(settings.device, settings.seed) as process:
-        context = prepare(settings, process, run_request.trusted_modules)
+    config = request.config
+    config["device"].update({"name": "cpu", "index": None, "precision": "fp64", "compile": False})
+    settings = read_settings(config, request.choices)
+    with device.device_session(settings.device, settings.seed) as runtime:
+        context = prepare(settings, runtime, request.trusted_modules)
         results: list[GradientErrors] = []
         with preserve.preserve_state(context.state.model):
-            for subject in find_subjects(context):
+            for subject in _find_subjects(context):
                 results += check_subject(subject)
 
     if not results:
         raise RequestError(
             f"model={settings.model.choice} has no hand-written layers, so there is no backward of ours to check; "
-            f"type {' or '.join(f'model={name}' for name in list_handwritten_models())}"
+            f"type {' or '.join(f'model={name}' for name in _list_handwritten_models())}"
         )
     return print_verdict(results)
 
 
-def parse_one_run(words: list[str], check: str = "gradients") -> Request | None:
-    """Return the request of a command line; None if Hydra itself has answered (--cfg).
-
-    Raises RequestError for several runs.
-    """
-    several = RequestError(
-        f"check {check} looks at one run; leave out -m, name one value for each key, "
-        "and type sweep.points=[] where a lesson names several runs"
-    )
-    if {"-m", "--multirun"} & set(words):
-        raise several
-    requests = request.from_command_line(words)
-    if any(one.sweep is not None for one in requests):
-        raise several
-    return requests[0] if requests else None
-
-
-def list_handwritten_models() -> list[str]:
+def _list_handwritten_models() -> list[str]:
     """List the shipped models of hand-written layers."""
     names = []
     for path in (CONFIG_DIR / "model").glob("*.yaml"):
@@ -129,7 +111,7 @@ def list_handwritten_models() -> list[str]:
     return sorted(names)
 
 
-def find_subjects(context: RunContext) -> Iterator[Subject]:
+def _find_subjects(context: RunContext) -> Iterator[Subject]:
     """Yield every layer that has a `reference`, with its input for one training batch, and the loss if it is ours."""
     batch, targets = evaluation.take_small_batch(context.state.train, _ROWS)
     layers = {}
@@ -138,7 +120,7 @@ def find_subjects(context: RunContext) -> Iterator[Subject]:
             layers[name] = module
 
     inputs: dict[str, Tensor] = {}
-    handles = [layer.register_forward_pre_hook(_keep_input(inputs, name)) for name, layer in layers.items()]
+    handles = [layer.register_forward_pre_hook(_record_input(inputs, name)) for name, layer in layers.items()]
     with torch.no_grad():
         outputs = context.state.model.train()(*batch)
     for handle in handles:
@@ -157,11 +139,11 @@ def find_subjects(context: RunContext) -> Iterator[Subject]:
         yield make_loss_subject(context.objective, outputs, targets)
 
 
-def _keep_input(inputs: dict[str, Tensor], name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-    def keep(layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+def _record_input(inputs: dict[str, Tensor], name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def record(layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         inputs.setdefault(name, arguments[0].detach().clone())
 
-    return keep
+    return record
 
 
 def make_loss_subject(objective: Objective, outputs: Tensor, targets: Tensor) -> Subject:

@@ -35,7 +35,7 @@ from dlrun.data.batches import Batch
 from dlrun.engine import device, trainer
 from dlrun.engine.state import TrainState
 from dlrun.experiment.builder import build
-from dlrun.experiment.checks.gradients import parse_one_run
+from dlrun.experiment.checks.one_run import parse_one_run
 from dlrun.experiment.setup import prepare
 from dlrun.runs.reports.console import Console, build_table, format_number
 
@@ -43,19 +43,19 @@ LOWEST = 1e-6
 HIGHEST = 10.0
 STEPS_PER_DECADE = 20
 
-# The first steps, a decade: what they show is noise.
+# The first steps, a decade, whose losses differ by noise alone.
 _FLAT = 20
 
 # Standard deviation, in steps, of the window that smooths.
 _WIDTH = 4.0
 
-# Multiples of the loss at the start: there is nothing to be seen above this one ...
+# Multiples of the loss at the start: higher losses are cut to this one ...
 _TOO_HIGH = 4
 
-# ... and a model that gets below this one has learned all: it cannot be seen to get worse for long.
+# ... and below this one a model has learned all there is, and may not get worse for long.
 _LEARNT = 1e-3
 
-# Share of the way down by which a loss may miss the lowest and is as good.
+# A loss counts as the lowest within this share of the way down.
 _AS_GOOD = 0.02
 
 # Short trainings that look for the diverging rate.
@@ -138,7 +138,7 @@ def measure_curve(state: TrainState, optimizer: Optimizer, groups: Sequence[int]
     most = round(math.log10(HIGHEST / LOWEST) * STEPS_PER_DECADE) + 1
     rates = [LOWEST * 10 ** (i / STEPS_PER_DECADE) for i in range(most)]
     losses: list[float] = []
-    for loss in train_at_rates(state, optimizer, groups, rates):
+    for loss in _train_at_rates(state, optimizer, groups, rates):
         losses.append(loss)
         curve = Curve(rates[: len(losses)], losses)
         # Of three steps: a single one may be noise.
@@ -148,7 +148,7 @@ def measure_curve(state: TrainState, optimizer: Optimizer, groups: Sequence[int]
     return Curve(rates[: len(losses)], losses)
 
 
-def train_at_rates(
+def _train_at_rates(
     state: TrainState, optimizer: Optimizer, groups: Sequence[int], rates: Iterable[float]
 ) -> Iterator[float]:
     """Make a step with each rate, and yield the loss per sample before it; the first that is not finite is the last.
@@ -157,7 +157,7 @@ def train_at_rates(
     """
     state.optimizer = optimizer
     state.model.train()
-    for rate, batches in zip(rates, iterate_steps(state), strict=False):
+    for rate, batches in zip(rates, _iterate_steps(state), strict=False):
         for i in groups:
             optimizer.param_groups[i]["lr"] = rate
 
@@ -171,13 +171,13 @@ def train_at_rates(
         state.scaler.update()
 
 
-def find_diverging_rate(
+def _find_diverging_rate(
     state: TrainState, make_optimizer: Callable[[], Optimizer], groups: Sequence[int], curve: Curve
 ) -> float | None:
     """Find the rate from which on the loss rises above its start; None if it does not up to HIGHEST.
 
-    Read off the curve, or, where that ends before, found by short trainings at growing rates. The model is as it was
-    before the first step, and will be.
+    Read off the curve, or by short trainings at growing rates if the curve ends before. The model must be as before
+    its first step, and is so again afterwards.
     """
     if curve.divergence is not None:
         return curve.rates[curve.divergence]
@@ -189,7 +189,7 @@ def find_diverging_rate(
     rate = curve.rates[curve.lowest]
     # A little above, for the rounding of the factors.
     while rate <= HIGHEST * 1.01:
-        losses = list(train_at_rates(state, make_optimizer(), groups, [rate] * _TRIAL_STEPS))
+        losses = list(_train_at_rates(state, make_optimizer(), groups, [rate] * _TRIAL_STEPS))
         state.built_buffers.fit(start)
         state.model.load_state_dict(start)
         loss.load_state_dict(loss_start)
@@ -199,7 +199,7 @@ def find_diverging_rate(
     return None
 
 
-def iterate_steps(state: TrainState) -> Iterator[list[Batch]]:
+def _iterate_steps(state: TrainState) -> Iterator[list[Batch]]:
     """Yield the batches of one optimizer step after another, epoch after epoch, without end."""
     for epoch in count(1):
         batches = state.train.epoch(epoch)
@@ -218,31 +218,25 @@ def check_lr(words: Sequence[str]) -> int:
         return 0
 
     settings = read_settings(request.config, request.choices)
-    generators = device.get_rng_state()
-    try:
-        with device.device_session(settings.device, settings.seed) as process:
-            context = prepare(settings, process, request.trusted_modules)
-            state = context.state
-            refuse_optimizer(state.optimizer, settings)
-            start = copy.deepcopy(context.state.model.state_dict())
-            loss = state.objective.loss_module or nn.Module()
-            loss_start = copy.deepcopy(loss.state_dict())
-            # Without a schedule, which would change the rates.
-            make_optimizer = partial(
-                build.build_optimizer, settings, context.state.model, request.trusted_modules, loss
-            )
-            groups = find_growing_groups(settings, make_optimizer())
+    # The session restores the generators.
+    with device.device_session(settings.device, settings.seed) as runtime:
+        state = prepare(settings, runtime, request.trusted_modules).state
+        _refuse_optimizer(state.optimizer, settings)
+        start = copy.deepcopy(state.model.state_dict())
+        loss = state.objective.loss_module or nn.Module()
+        loss_start = copy.deepcopy(loss.state_dict())
+        # Without a schedule, which would change the rates.
+        make_optimizer = partial(build.build_optimizer, settings, state.model, request.trusted_modules, loss)
+        groups = _find_growing_groups(settings, make_optimizer())
 
-            curve = measure_curve(state, make_optimizer(), groups)
-            # Without a finite loss the curve has no level to be compared with.
-            if not curve.first:
-                raise RunError("the loss is not finite before the first step; try inputs of a size around 1")
-            state.built_buffers.fit(start)
-            context.state.model.load_state_dict(start)
-            loss.load_state_dict(loss_start)
-            top = find_diverging_rate(state, make_optimizer, groups, curve)
-    finally:
-        device.set_rng_state(generators)
+        curve = measure_curve(state, make_optimizer(), groups)
+        # Without a finite loss the curve has no level to be compared with.
+        if not curve.first:
+            raise RunError("the loss is not finite before the first step; try inputs of a size around 1")
+        state.built_buffers.fit(start)
+        state.model.load_state_dict(start)
+        loss.load_state_dict(loss_start)
+        top = _find_diverging_rate(state, make_optimizer, groups, curve)
 
     console = Console()
     names = f"{settings.model.choice} on {settings.data.choice}, {settings.optimizer.choice}"
@@ -252,11 +246,11 @@ def check_lr(words: Sequence[str]) -> int:
     for sentence in describe_curve(curve, top):
         console.say(sentence)
     if settings.figures is not False:
-        console.say(f"picture: {draw_picture(curve, top, settings, names)}")
+        console.say(f"picture: {_draw_picture(curve, top, settings, names)}")
     return 0
 
 
-def refuse_optimizer(optimizer: Optimizer, settings: Settings) -> None:
+def _refuse_optimizer(optimizer: Optimizer, settings: Settings) -> None:
     """Raise RequestError for an optimizer whose steps are not made with one learning rate each."""
     choice = settings.optimizer.choice
     if trainer.requires_closure(optimizer):
@@ -270,13 +264,13 @@ def refuse_optimizer(optimizer: Optimizer, settings: Settings) -> None:
         )
 
 
-def find_growing_groups(settings: Settings, optimizer: Optimizer) -> list[int]:
+def _find_growing_groups(settings: Settings, optimizer: Optimizer) -> list[int]:
     """Return the indices of the parameter groups that optimizer.lr is the rate of.
 
     Raises RequestError if each has one of its own.
     """
-    with_own_rate = [i for i, entry in enumerate(settings.optimizer.keys.groups or []) if "lr" in entry]
-    groups = [i for i in range(len(optimizer.param_groups)) if i not in with_own_rate]
+    groups_with_rate = [i for i, entry in enumerate(settings.optimizer.keys.groups or []) if "lr" in entry]
+    groups = [i for i in range(len(optimizer.param_groups)) if i not in groups_with_rate]
     if not groups:
         raise RequestError(
             "check lr: every parameter has a rate of its own in optimizer.groups, and optimizer.lr is that of none; "
@@ -337,7 +331,7 @@ def describe_curve(curve: Curve, top: float | None) -> list[str]:
     ]
 
 
-def draw_picture(curve: Curve, top: float | None, settings: Settings, title: str) -> Path:
+def _draw_picture(curve: Curve, top: float | None, settings: Settings, title: str) -> Path:
     """Draw the curve into a file of its own, and return its path; RequestError if it cannot be written."""
     from PIL import Image
 

@@ -1,4 +1,4 @@
-"""`dlrun check resume`: a run that is killed and resumed, against the same run left alone, on the user's own choice."""
+"""`dlrun check resume`: compare a run that is killed and resumed with the same run left alone."""
 
 import math
 import random
@@ -19,7 +19,7 @@ from dlrun.core.errors import RequestError, RunError
 from dlrun.core.own_code import find_own_modules
 from dlrun.engine.device import device_session
 from dlrun.engine.object_state import find_difference
-from dlrun.experiment.checks.gradients import parse_one_run
+from dlrun.experiment.checks.one_run import parse_one_run
 from dlrun.experiment.hidden_state.comparison import NOT_SAVED
 from dlrun.experiment.setup import prepare
 from dlrun.runs import checkpoint
@@ -43,7 +43,7 @@ _SAVES = 10
 # Seconds from a save to a kill that is not meant to hit one.
 _LONGEST_WAIT = 0.02
 
-# A training of milliseconds may end before it is killed: then it is begun again.
+# A training of milliseconds may end before it is killed: then another one is started.
 _ROUNDS = 3
 
 # Keys of result.json that differ between equal runs.
@@ -57,7 +57,7 @@ _STEP_FILE = re.compile(r"(\.?)step_(\d+)\.pt")
 class Plan:
     """The training that both runs make."""
 
-    # Of its command line, without the folder.
+    # Words of its command line, without the folder.
     words: list[str]
 
     # Arguments that `dlrun resume` needs besides.
@@ -87,7 +87,7 @@ def check_resume(words: list[str], seed: int | None = None) -> int:
     inside = 0
     verdicts: dict[str, bool] = {}
     with tempfile.TemporaryDirectory(prefix="dlrun-check-resume-") as place:
-        reference = Path(place) / "whole"
+        reference = Path(place) / "uninterrupted"
         wait_for_end(start_process(plan, reference), reference)
         unsaved = [note for note in read_result(reference / RESULT)["warnings"] if NOT_SAVED in note]
 
@@ -112,8 +112,8 @@ def plan_training(words: list[str], request: Request) -> Plan:
     """Shorten the user's choice: it saves often, and leaves out what takes time and is not compared."""
     settings = read_settings(request.config, request.choices)
     trainer = settings.trainer
-    with device_session(settings.device, settings.seed) as process:
-        batches = len(prepare(settings, process, request.trusted_modules).state.train)
+    with device_session(settings.device, settings.seed) as runtime:
+        batches = len(prepare(settings, runtime, request.trusted_modules).state.train)
 
     steps_per_epoch = math.ceil(batches / trainer.accumulate_steps)
     most_epochs = max(_MOST_EPOCHS, math.ceil(_FEW_STEPS / steps_per_epoch))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dlrun.data.datasets import get_origin
 from dlrun.data.windows import is_series
-from dlrun.engine import device
+from dlrun.engine.device import preserve_rng_state
 from dlrun.engine.evaluation import (
     MAX_ROWS,
     collect_rows,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-Named = tuple[str, "Figure | None"]
+NamedFigure = tuple[str, "Figure | None"]
 
 # In front of a trained number's name in metrics.jsonl.
 _PARAMETER = "parameter/"
@@ -54,8 +54,7 @@ def draw_all(context: RunContext, folder: Path, run_logger: RunLogger, outputs: 
     """
     target = folder / "figures"
     target.mkdir(exist_ok=True)
-    rng = device.get_rng_state()
-    with evaluation_mode(context.state.model):
+    with preserve_rng_state(), evaluation_mode(context.state.model):
         for name, figure in _draw_pictures(context, folder, run_logger, outputs):
             if figure is None:
                 continue
@@ -64,11 +63,12 @@ def draw_all(context: RunContext, folder: Path, run_logger: RunLogger, outputs: 
             # (H, W, 3) -> (3, H, W)
             channels_first = torch.from_numpy(image).permute(2, 0, 1)
             run_logger.log_image(IMAGES + name, channels_first, context.state.progress.step)
-    device.set_rng_state(rng)
     evolution.write_animation(target, context.state.progress.epoch)
 
 
-def _draw_pictures(context: RunContext, folder: Path, run_logger: RunLogger, outputs: FinalOutputs) -> Iterator[Named]:
+def _draw_pictures(
+    context: RunContext, folder: Path, run_logger: RunLogger, outputs: FinalOutputs
+) -> Iterator[NamedFigure]:
     rows = logger.read_rows(folder)
     if len(rows) > 1:
         yield "loss", loss.draw_loss_curves(rows)
@@ -94,7 +94,7 @@ def _draw_pictures(context: RunContext, folder: Path, run_logger: RunLogger, out
         yield from _draw_classification(context, run_logger, outputs.get())
 
 
-def _draw_regression(context: RunContext, final: SplitOutputs) -> Iterator[Named]:
+def _draw_regression(context: RunContext, final: SplitOutputs) -> Iterator[NamedFigure]:
     spec = context.splits.spec
     split = final.split
     inputs = final.inputs
@@ -125,15 +125,15 @@ def _draw_regression(context: RunContext, final: SplitOutputs) -> Iterator[Named
         yield "samples", samples.draw_image_grid(inputs[0], targets, spec)
 
 
-def _draw_labelled_images(context: RunContext, final: SplitOutputs) -> Iterator[Named]:
+def _draw_labelled_images(context: RunContext, final: SplitOutputs) -> Iterator[NamedFigure]:
     spec = context.splits.spec
     if spec.kind == "image" and context.settings.tracking.samples:
         yield "samples", samples.draw_image_grid(final.inputs[0], final.targets, spec)
 
 
-def _draw_classification(context: RunContext, run_logger: RunLogger, final: SplitOutputs) -> Iterator[Named]:
+def _draw_classification(context: RunContext, run_logger: RunLogger, final: SplitOutputs) -> Iterator[NamedFigure]:
     spec = context.splits.spec
-    task = context.objective
+    objective = context.objective
     split = final.split
     inputs = final.inputs
     outputs = final.outputs
@@ -143,11 +143,11 @@ def _draw_classification(context: RunContext, run_logger: RunLogger, final: Spli
     order = final.batches.order.permutation(1)[: len(targets)]
     origin = get_origin(getattr(context.splits, split), split).take(order)
     if spec.task == "tagging":
-        yield "mistakes", errors.draw_tagging_mistakes(inputs, task.predict(outputs), targets, spec, split, origin)
+        yield "mistakes", errors.draw_tagging_mistakes(inputs, objective.predict(outputs), targets, spec, split, origin)
         return
 
-    yield "confusion", classification.draw_confusion_matrix(targets, task.predict(outputs), spec, split)
-    probabilities = task.compute_probabilities(outputs)
+    yield "confusion", classification.draw_confusion_matrix(targets, objective.predict(outputs), spec, split)
+    probabilities = objective.compute_probabilities(outputs)
     run_logger.log_pr_curves(targets, probabilities, spec.class_names, context.state.progress.step)
 
     if spec.kind == "tokens" and spec.vocabulary:
@@ -160,7 +160,7 @@ def _draw_classification(context: RunContext, run_logger: RunLogger, final: Spli
         yield from _draw_boundaries(context)
 
 
-def _draw_boundaries(context: RunContext) -> Iterator[Named]:
+def _draw_boundaries(context: RunContext) -> Iterator[NamedFigure]:
     """Classes over one feature or two, with the training rows."""
     spec = context.splits.spec
     (x,), y = collect_rows(context.state.train)
@@ -175,24 +175,24 @@ def _draw_boundaries(context: RunContext) -> Iterator[Named]:
 
 
 def _draw_landscape(context: RunContext, rows: list[dict[str, float]]) -> "Figure":
-    """The loss over the one or two trained numbers, with the way of the training and the points that a search tried."""
+    """The loss over the one or two trained numbers, the path of the training, and the points that a search tried."""
     names = landscape.list_trained_numbers(context.state.model)
     start = {key.removeprefix(_PARAMETER): value for key, value in context.start.parameters.items()}
 
     # From the start, through the end of each epoch that recorded the numbers.
-    way = []
+    path = []
     if start:
-        way.append([start[name] for name in names])
+        path.append([start[name] for name in names])
     for row in rows:
         if _PARAMETER + names[0] in row:
-            way.append([row[_PARAMETER + name] for name in names])
-    # Of optimizers that search instead of descending.
+            path.append([row[_PARAMETER + name] for name in names])
+    # Only optimizers that search have a history of points.
     history = getattr(context.state.optimizer, "history", [])
     candidates = [entry[: len(names)] for entry in history]
 
     inputs, targets = collect_rows(context.state.train, MAX_ROWS)
     loss_at = landscape.make_loss_function(context.state.model, context.objective, inputs, targets)
     # (points, numbers)
-    way_points = np.array(way, dtype=float).reshape(-1, len(names))
-    tried_points = np.array(candidates, dtype=float).reshape(-1, len(names))
-    return landscape.draw_loss_landscape(landscape.Landscape(names, loss_at, way_points, tried_points))
+    path_points = np.array(path, dtype=float).reshape(-1, len(names))
+    candidate_points = np.array(candidates, dtype=float).reshape(-1, len(names))
+    return landscape.draw_loss_landscape(landscape.Landscape(names, loss_at, path_points, candidate_points))

@@ -153,11 +153,11 @@ def _draw_curves(rows: Sequence[dict[str, float]]) -> str:
         return ""
 
     keys = list(select_metrics(rows[-1]))
-    of_splits = [key for key in keys if key.startswith(("train/", "val/"))]
+    split_keys = [key for key in keys if key.startswith(("train/", "val/"))]
     # Without repetition, in order.
-    names = dict.fromkeys(key.partition("/")[2] for key in of_splits)
+    names = dict.fromkeys(key.partition("/")[2] for key in split_keys)
     curves = [_draw_curve(name, rows, {"train": f"train/{name}", "val": f"val/{name}"}) for name in names]
-    curves += [_draw_curve(key, rows, {"logged": key}) for key in keys if key not in of_splits]
+    curves += [_draw_curve(key, rows, {"logged": key}) for key in keys if key not in split_keys]
     if len({row.get("lr") for row in rows}) > 1:
         curves.append(_draw_curve("lr", rows, {"lr": "lr"}))
     return f'<h2>Curves</h2>\n<div class="curves">\n{"".join(curves)}</div>\n'

@@ -151,8 +151,8 @@ class SparseDiagnostics(Diagnostics):
     # What `probe` returns in this epoch, if the stack has computed it for all members at once.
     _probed: tuple[Tensor, dict[str, Tensor]] | None = None
 
-    def is_looked_at(self, number: int) -> bool:
-        """Whether to look at the epoch of this number, which has just ended."""
+    def is_examined(self, number: int) -> bool:
+        """Whether to examine the epoch of this number, which has just ended."""
         return is_power_of_two(number) or self.context.state.is_finished
 
     def on_epoch_end(self, trainer: TrainerView, row: dict[str, float]) -> None:

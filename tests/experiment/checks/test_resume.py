@@ -11,7 +11,7 @@ import torch
 
 from dlrun.core.errors import RequestError, RunError
 from dlrun.experiment.checks import resume
-from dlrun.experiment.checks.gradients import parse_one_run
+from dlrun.experiment.checks.one_run import parse_one_run
 from dlrun.experiment.checks.resume import Plan, check_resume, compare_folders, kill, plan_training, wait_for_end
 from dlrun.runs import checkpoint
 
