@@ -1,6 +1,7 @@
 """Shell completion by click: `eval "$(dlrun completion bash)"`, or zsh, fish, once; each Tab then asks dlrun itself.
 
-Answers come from the schema and from the YAML files of configs/, without torch and Hydra: each Tab starts a process.
+Answers come from the schema and from the YAML files of configs/, without torch and without composing a config: each Tab
+starts a process.
 """
 
 import contextlib
@@ -49,7 +50,7 @@ class LineComplete(ShellComplete):
         return words[1:], incomplete
 
     def get_completions(self, args: list[str], incomplete: str) -> list[CompletionItem[str]]:
-        """Whole words, of which none holds characters that cannot be typed as they are displayed."""
+        """The completed words, without those that hold control characters, which are displayed as something else."""
         items = super().get_completions(args, incomplete)
         # Of --format=js click completes what stands behind the "=".
         flag, equals, _ = incomplete.partition("=")
@@ -58,7 +59,7 @@ class LineComplete(ShellComplete):
         return [CompletionItem(self.cut(word, incomplete)) for word in words if escape_line(word) == word]
 
     def cut(self, word: str, _incomplete: str) -> str:
-        """What the shell puts in place of its word."""
+        """The part of a completed word that takes the place of the shell's own word."""
         return word
 
     def format_completion(self, item: CompletionItem[str]) -> str:

@@ -162,7 +162,7 @@ def _list_checkpoints(folder: Path) -> list[dict[str, Any]]:
 
 
 def _suggest_commands(run: RunRecord) -> dict[str, str]:
-    """What can be done with the run next: a line for a shell by what it does."""
+    """The commands that may come next, each under a word for what it does."""
     modules = find_own_modules(run.config)
     status = run.status
     commands = {}

@@ -41,7 +41,7 @@ def to_plain(raw_config: DictConfig) -> dict[str, Any]:
 class _Base:
     """A config with its choices and no other values."""
 
-    # Of which nobody keeps a change.
+    # Whatever is changed in it is put back.
     config: DictConfig
     # The same with Hydra's part, to which HydraConfig is set.
     settings: DictConfig

@@ -78,7 +78,7 @@ class Request:
     notes: list[str] = field(default_factory=list)
     # Key -> config file of the user's own that sets it.
     keys_in_files: dict[str, str] = field(default_factory=dict)
-    # Of a search, the first of the points to check: makes the requests of all others.
+    # In a search, composes the requests of further points.
     search: "PointComposer | None" = None
 
 

@@ -137,7 +137,7 @@ def read_settings(plain: dict[str, Any], choices: dict[str, str], problems: Erro
 
     other_values = {key: value for key, value in plain.items() if key not in KEYS}
     seed: Any = plain.get("seed")
-    # The runs of a sweep differ in it, and what is the same as before is checked in a fifth of the time.
+    # The runs of a sweep differ in the seed, and values that were checked before are checked in a fifth of the time.
     is_ordinary_seed = type(seed) is int and 0 <= seed < 2**31
     if is_ordinary_seed:
         other_values["seed"] = 0

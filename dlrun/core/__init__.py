@@ -1,1 +1,1 @@
-"""What knows nothing of experiments: errors, files, locks, signals, text, units."""
+"""Errors, files, locks, signals, text: what knows nothing of experiments."""

@@ -172,7 +172,7 @@ def _read_sections(text: str) -> dict[Any, Any] | None:
 
         if values.keys() & section.keys():
             return None
-        # Nobody who changes a value changes that of the next run.
+        # A copy, as callers may change what they get.
         values |= copy_plain(section)
     return values or None
 

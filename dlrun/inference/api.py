@@ -241,7 +241,10 @@ def load(place: str | Path, *overrides: str, trusted_modules: str | Sequence[str
 
 
 def _load_run(place: str, words: list[str], request_of_training: Request | None = None) -> Run:
-    """request_of_training: of a run that this process has just trained, whose trusted modules are trusted again."""
+    """Open a saved run and build its model.
+
+    request_of_training: of a run that this process has just trained, whose trusted modules are trusted again.
+    """
     with _restore_process():
         try:
             with open_saved_model(place, words) as saved_model:

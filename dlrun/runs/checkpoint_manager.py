@@ -23,9 +23,9 @@ _ASIDE = ".newer"
 # With every_epochs=1 and this many files kept, or fewer, a user has asked for no epoch's file in particular.
 _DEFAULT_KEEP = 2
 
-# Epochs that end sooner after a save than so many times the processor time it took are not saved, ...
+# After a save no epoch is saved for so many times the processor time that it took, ...
 _REST = 50
-# ... but for those that end so many seconds after it.
+# ... but at most for so many seconds.
 _LONGEST_REST = 5.0
 
 
@@ -295,7 +295,7 @@ class CheckpointManager(Callback):
         return _Pending(file, content, self.best, is_to_verify=not self.is_verified)
 
     def _encode(self, file: Path, state: dict[str, Any], is_to_copy: bool) -> dict[str, Any]:
-        """What a file holds of a state: the state, copied if the training changes it, and `identity`.
+        """Encode the content of a file: the state, copied if the training goes on changing it, and `identity`.
 
         RunError if no file can hold it.
         """

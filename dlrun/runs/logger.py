@@ -82,7 +82,7 @@ class RunLogger(Callback):
         self.log_epoch(row, trainer.timings)
 
     def on_interrupt(self, trainer: TrainerView) -> None:
-        """Where max_steps cut an epoch short, log its row as the run's end, which a resumed run drops."""
+        """If max_steps has cut the epoch short, its row belongs to the final events, which a resumed run drops."""
         if trainer.state.is_done:
             self.start_final_events()
 

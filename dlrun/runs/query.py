@@ -166,11 +166,11 @@ class Query:
     places: list[Path] = field(default_factory=list)
     # A run must fulfil all of them.
     filters: list[Filter] = field(default_factory=list)
-    # Only the newest so many.
+    # Number of runs to take, the newest first; None for all.
     last: int | None = None
     # Values to sort by, as `filters.sort_runs` takes them; the first counts most.
     sort: list[str] = field(default_factory=list)
-    # Only the first so many, once they are sorted.
+    # Number of runs to take from the sorted list; None for all.
     limit: int | None = None
     # Damage that prevented a filter from reading a run.
     unreadable: list[str] = field(default_factory=list)

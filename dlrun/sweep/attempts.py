@@ -1,7 +1,7 @@
 """Attempts at jobs on a cluster: what a machine is sent, and the file of the attempt in the sweep's folder.
 
-The machine writes into it when the job begins and how it ends. So a sweep hears of it whoever has started the job, also
-after its own process was gone. What is read is data: nothing is unpickled here.
+The machine writes into that file when the job begins and how it ended. A sweep reads the outcome from there, even
+if the process that started the job is gone by then. The file holds plain data: nothing is unpickled here.
 """
 
 import json

@@ -205,7 +205,7 @@ def _read_search(
             )
     refuse_other_configs(ledger, line[2:])
 
-    # A longer search stays as long as it was made last.
+    # A search that was made longer before keeps that length.
     words = strip_permission_words(ledger.words)
     for extension in ledger.extensions:
         words = merge_words(words, [word for word in extension if get_key(word) == "sweep.trials"])
@@ -223,7 +223,7 @@ def _read_search(
 
 
 def refuse_other_search(ledger: Ledger, words: Sequence[str]) -> None:
-    """RequestError if the ledger is that of no search, or of another one; words: the command line of this one."""
+    """RequestError if the ledger holds no search, or another one than `words`, this command line, describes."""
     if not ledger.words or words[:1] == ["resume"]:
         return
     if not ledger.trials:

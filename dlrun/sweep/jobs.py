@@ -27,7 +27,7 @@ class Job:
     """One run of a sweep."""
 
     number: int
-    # Its folder is set.
+    # Always with a folder.
     request: Request
     # The overrides that distinguish it from the other jobs.
     label: str

@@ -171,7 +171,7 @@ class Adaptive:
     def run(self, units: Sequence[Unit], watcher: Watcher) -> int:
         """Run the units; returns 0, or the exit code of an interruption."""
         for number, unit in enumerate(units, 1):
-            # Of the processor: on a busy machine a short run takes long, too.
+            # Processor time: on a busy machine even a short run takes long.
             begin = time.process_time()
             code = self.serial.run([unit], watcher)
             seconds = (time.process_time() - begin) / torch.get_num_threads()

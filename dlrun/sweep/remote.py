@@ -23,7 +23,7 @@ from dlrun.sweep.stacks import Unit
 _MOST_LOSSES = 3
 # A machine that is cut off may continue to write for a while.
 _LOCK_SECONDS = 60.0
-# A job that had not begun is told again to stop.
+# A job that has not begun is told to stop again after so many seconds.
 _REPEAT_SECONDS = 10.0
 
 
@@ -100,7 +100,7 @@ class Remote(ABC):
         """Leave the cluster."""
 
     def count_at_once(self, jobs: int) -> int:
-        """How many of so many jobs run at a time, as far as is known."""
+        """Number of jobs, out of `jobs`, that run at a time, as far as it is known."""
         return max(1, min(jobs, self.at_once or jobs))
 
     def attach(self, jobs: Sequence[Job]) -> list[Attempt]:

@@ -176,7 +176,7 @@ def _select_unfinished(jobs: Sequence[Job], ledger: Ledger) -> list[Job]:
     """
     unfinished = []
     last_number = max((entry.number for entry in ledger.entries.values()), default=-1)
-    # As many as the folders have that the sweep began with.
+    # As many digits as the folders have that the sweep began with.
     digits = count_digits(len(ledger.entries))
     for job in jobs:
         entry = ledger.entries.get(job.key)

@@ -115,10 +115,10 @@ def _name_file(jobs: Sequence[Job]) -> str:
 
 
 def _choose_stack_size(group: Sequence[Job], mode: str, prepared: PreparedJobs) -> tuple[int, str]:
-    """How many jobs of a group train together, 1 for none, and the line that says why."""
+    """The number of jobs of a group that train together, 1 for none, and a line that says why."""
     count = len(group)
     if has_own_code(group[0]):
-        # It may end the process that runs it, and this is that of the whole sweep.
+        # That code may end its process, which is the process of the whole sweep.
         if mode == "auto":
             return 1, "not stacked: code of your own takes part (sweep.stack=on stacks it nevertheless)"
         return count, f"{count} runs train as one stack, as sweep.stack=on asks"

@@ -181,7 +181,7 @@ def write_companions(
 
 
 def _describe_target_scale(saved_model: SavedModel) -> dict[str, Any]:
-    """Of a regression on a table: its values are output * std + mean."""
+    """The scale of the target of a regression on a table, whose values are output * std + mean."""
     if not saved_model.objective.scales_targets:
         return {}
     spec = saved_model.spec

@@ -23,7 +23,7 @@ class LoggedRun:
     notes: str | None = None
     # Name of the sweep that the run is a job of.
     sweep: str | None = None
-    # Keys that differ between the jobs of the sweep; of a run alone those of its command line.
+    # Keys that differ between the jobs of the sweep; for a run alone, the keys of its command line.
     varied: tuple[str, ...] = ()
     # Step of the checkpoint that a resumed run continues from; None for a new run.
     resumed_step: int | None = None

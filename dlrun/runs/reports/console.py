@@ -130,7 +130,7 @@ class Console:
         self.log.file.flush()
 
     def _format_plain(self, content: RenderableType) -> str:
-        """What run.log holds of a line or a table, as Rich prints it, for most in a hundredth of the time."""
+        """Format a line or a table for run.log, as Rich prints it, but for most of them in a hundredth of the time."""
         if isinstance(content, str):
             return f"{content}\n"
         if isinstance(content, Text):
@@ -254,7 +254,7 @@ def _format_table(cells: _Cells) -> str:
 
 
 def _format_simple_table(cells: _Cells) -> str | None:
-    """What Rich prints of a table whose cells need no folding and no escaping; None for any other."""
+    """Format a table whose cells need no folding and no escaping, as Rich prints it; None for any other."""
     headers, rows, left = cells
     lines = [headers, *rows]
     if not all(cell.isprintable() and cell == cell.strip() for line in lines for cell in line):

@@ -90,7 +90,7 @@ class Ranking:
         return [setting for setting in self.settings if setting.runs]
 
     def find_best_run(self) -> RunRecord | None:
-        """Of the best setting the run with the best value; None without a usable run."""
+        """Find the run with the best value among those of the best setting; None without a usable run."""
         if not self.settings or not self.settings[0].runs:
             return None
         runs = self.settings[0].runs
@@ -168,7 +168,7 @@ def compare(runs: Sequence[RunRecord], failures: Sequence[tuple[str, str]] = ())
 
 
 def _select_newest(runs: Sequence[RunRecord]) -> tuple[list[RunRecord], list[str]]:
-    """Of each experiment the newest usable run, else the newest; and a note if others repeat it."""
+    """Select the newest usable run of each experiment, or its newest one if none is usable; and note repetitions."""
     repeats: dict[tuple[str, ...], list[RunRecord]] = {}
     for run in runs:
         presets = [f"{preset}={run.choices.get(preset)}" for preset in PRESETS]

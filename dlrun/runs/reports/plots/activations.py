@@ -54,7 +54,7 @@ def evaluate_curve(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     x = x.clone().requires_grad_()
     # A product, as some modules work in place, which a leaf refuses.
     y = module(x * 1)
-    # Of the sum: y_i depends on x_i alone, so that this is the derivative of each.
+    # The gradient of the sum: y_i depends on x_i alone, so that each entry is the derivative of its own y_i.
     (slope,) = torch.autograd.grad(y.sum(), x)
     return y.detach(), slope
 
