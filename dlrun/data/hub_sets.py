@@ -42,8 +42,6 @@ from dlrun.data.tabular import TableTask
 from dlrun.data.text import TextSource, Vocabulary, split_texts
 from dlrun.data.tokens import Unit, is_text
 
-HUGGINGFACE_TARGET = "dlrun.data.hub_sets.huggingface"
-
 # What the library writes for a set that was saved by save_to_disk.
 _SAVED = ("dataset_dict.json", "state.json")
 

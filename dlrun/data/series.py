@@ -47,8 +47,6 @@ from dlrun.data.windows import (
     parse_times,
 )
 
-SERIES_TARGET = "dlrun.data.series.series"
-
 # Windows that take more are gathered as they are needed.
 _MOST_BYTES = 2**28
 _PARTS = ("train", "val", "test")

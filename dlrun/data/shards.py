@@ -33,8 +33,6 @@ from dlrun.data.origin import Origin
 from dlrun.data.pictures import EncodedPictures, PictureOptions, build_picture_splits
 from dlrun.data.spec import Splits
 
-WEBDATASET_TARGET = "dlrun.data.shards.webdataset"
-
 ENDING = ".tar"
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
 

@@ -58,8 +58,6 @@ from dlrun.data.tabular import (
     read_classes,
 )
 
-TABLE_TARGET = "dlrun.data.tables.table"
-
 # Rows of the summary of columns; a wide table has more.
 _MOST_SUMMARY_ROWS = 20
 # Of name, values and use, which fit a terminal of 80 characters side by side.

@@ -42,7 +42,6 @@ from dlrun.data.tables import (
 from dlrun.data.tabular import TableTask, Target, count_outputs, explain_nothing_to_learn
 from dlrun.data.tokens import UNITS, UNKNOWN, Corpus, Tokenizer, Unit, check_columns, choose_vocabulary, read_corpus
 
-TEXT_TARGET = "dlrun.data.text.text"
 TEXT_ENDING = ".txt"
 
 # The columns of texts that are files.

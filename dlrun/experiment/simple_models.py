@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dlrun.core.errors import DlrunError
-from dlrun.data.hub_sets import HUGGINGFACE_TARGET
 from dlrun.data.spec import DataSpec, Split
-from dlrun.data.tables import TABLE_TARGET
+from dlrun.data.targets import HUGGINGFACE_TARGET, TABLE_TARGET
 from dlrun.engine.metric_names import find_direction
 from dlrun.engine.objective import Objective
 from dlrun.experiment.context import RunContext

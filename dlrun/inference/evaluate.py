@@ -13,10 +13,8 @@ from dlrun.core.files import is_about
 from dlrun.data import series, tables, text
 from dlrun.data.datasets import count_rows, join_parts
 from dlrun.data.inspection import get_valid_targets
-from dlrun.data.series import SERIES_TARGET
 from dlrun.data.spec import PADDING
-from dlrun.data.tables import TABLE_TARGET
-from dlrun.data.text import TEXT_TARGET
+from dlrun.data.targets import FILE_TARGETS, SERIES_TARGET, TABLE_TARGET, TEXT_TARGET
 from dlrun.data.windows import is_series
 from dlrun.engine import trainer
 from dlrun.engine.calibration import Calibration, compute_calibration
@@ -31,18 +29,7 @@ from dlrun.runs.record import RunRecord
 from dlrun.runs.reports.console import Console, build_table, format_facts, format_number
 from dlrun.runs.reports.plots import fonts
 
-# Data in files of the user: files that the run has not seen are evaluated whole.
-_FILE_TARGETS = (
-    TABLE_TARGET,
-    TEXT_TARGET,
-    SERIES_TARGET,
-    "dlrun.data.tabular.csv",
-    "dlrun.data.folders.image_folder",
-    "dlrun.data.shards.webdataset",
-    "dlrun.data.hub_sets.huggingface",
-    "dlrun.data.arrays.arrays",
-)
-# Those that are known again by their bytes.
+# Data that are known again by the bytes of their files.
 _HASHES = {TABLE_TARGET: tables.hash_files, TEXT_TARGET: text.hash_files, SERIES_TARGET: series.hash_files}
 _MAX_CLASS_LINES = 20
 
@@ -167,7 +154,7 @@ def _read_unsplit_if_unseen(saved_model: SavedModel) -> SavedModel | None:
 
     Training files are recognized even after they moved: they are split as in training, and the parts are compared.
     """
-    if str(saved_model.settings.data.target) not in _FILE_TARGETS:
+    if str(saved_model.settings.data.target) not in FILE_TARGETS:
         return None
 
     settings = build.disable_splitting(saved_model.settings, saved_model.request.overrides)

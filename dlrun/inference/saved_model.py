@@ -19,12 +19,9 @@ from dlrun.core.terminal import write_error
 from dlrun.data.batches import Batches
 from dlrun.data.datasets import Part, count_rows, get_origin, join_parts, take
 from dlrun.data.files import tensors
-from dlrun.data.hub_sets import HUGGINGFACE_TARGET
 from dlrun.data.origin import Origin
-from dlrun.data.series import SERIES_TARGET
 from dlrun.data.spec import DataSpec, Splits
-from dlrun.data.tables import TABLE_TARGET
-from dlrun.data.text import TEXT_TARGET
+from dlrun.data.targets import HUGGINGFACE_TARGET, SERIES_TARGET, TABLE_TARGET, TEXT_TARGET
 from dlrun.data.tokens import is_text
 from dlrun.engine import device
 from dlrun.engine.device import Runtime

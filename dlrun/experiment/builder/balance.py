@@ -9,20 +9,11 @@ from dlrun.data.batches import MOST_DRAWN_ROWS
 from dlrun.data.datasets import Part, count_rows
 from dlrun.data.inspection import count_classes, get_valid_targets
 from dlrun.data.spec import DataSpec, Splits
+from dlrun.data.targets import FILE_TARGETS
 
 # Classes are called unequal if the largest has this many times the rows of the smallest.
 UNEQUAL = 5
 
-# Data of the user's own, which may surprise; the published sets are known.
-_OWN_DATA = (
-    "dlrun.data.tables.table",
-    "dlrun.data.text.text",
-    "dlrun.data.tabular.csv",
-    "dlrun.data.folders.image_folder",
-    "dlrun.data.shards.webdataset",
-    "dlrun.data.hub_sets.huggingface",
-    "dlrun.data.arrays.arrays",
-)
 _MOST_NAMES = 6
 
 
@@ -59,7 +50,8 @@ def find_balance_notes(settings: Settings, splits: Splits) -> list[str]:
     """The note on classes of the user's own data of which the largest is many times the smallest."""
     spec = splits.spec
     is_weighted = settings.data.keys.sampler is not None or settings.task.class_weights is not None
-    is_own = settings.data.target in _OWN_DATA or not str(settings.data.target).startswith("dlrun.")
+    # Data of the user's own may surprise; the published sets are known.
+    is_own = settings.data.target in FILE_TARGETS or not str(settings.data.target).startswith("dlrun.")
     if is_weighted or not is_own or spec.task not in ("binary", "multiclass"):
         return []
 

@@ -22,13 +22,17 @@ from dlrun.data import batches as batching
 from dlrun.data import datasets as rows_of
 from dlrun.data.batches import Batches, EpochOrder, LoaderBatches, MemoryBatches, Placement, SplitBatches
 from dlrun.data.datasets import Part
-from dlrun.data.hub_sets import HUGGINGFACE_TARGET
 from dlrun.data.inspection import BatchCheck, Inspection, inspect_loaded, inspect_splits
-from dlrun.data.series import SERIES_TARGET
-from dlrun.data.shards import WEBDATASET_TARGET
 from dlrun.data.spec import DataSpec, Split, Splits
-from dlrun.data.tables import TABLE_TARGET
-from dlrun.data.text import TEXT_TARGET
+from dlrun.data.targets import (
+    ARRAYS_TARGET,
+    CSV_TARGET,
+    HUGGINGFACE_TARGET,
+    SERIES_TARGET,
+    TABLE_TARGET,
+    TEXT_TARGET,
+    WEBDATASET_TARGET,
+)
 from dlrun.data.workers import GuardedDataset
 from dlrun.engine.device import Runtime, count_cores, is_out_of_memory
 from dlrun.engine.multitask import join_outputs
@@ -48,9 +52,8 @@ from dlrun.experiment.builder.start_values import set_start_values
 _CALL_KEYS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
 
 # Data whose files may hold targets of any task.
-_ARRAYS = "dlrun.data.arrays.arrays"
-_TABLES = (TABLE_TARGET, TEXT_TARGET, "dlrun.data.tabular.csv")
-_READS_ANY_TARGET = (*_TABLES, _ARRAYS, HUGGINGFACE_TARGET, WEBDATASET_TARGET)
+_TABLES = (TABLE_TARGET, TEXT_TARGET, CSV_TARGET)
+_READS_ANY_TARGET = (*_TABLES, ARRAYS_TARGET, HUGGINGFACE_TARGET, WEBDATASET_TARGET)
 
 # Words by which torch's optimizers name an argument in an error message.
 _NAMES_IN_MESSAGES = (("learning rate", "lr"), ("beta parameter", "betas"), ("epsilon", "eps"))
@@ -108,7 +111,7 @@ def _choose_target_kind(settings: Settings) -> Component[Any]:
     if (
         kind is None
         or component.target not in _READS_ANY_TARGET
-        or (kind == "autoencoder" and component.target != _ARRAYS)
+        or (kind == "autoencoder" and component.target != ARRAYS_TARGET)
     ):
         return component
     # Two keys for one fact: neither may win in silence.

@@ -3,14 +3,10 @@
 import dataclasses
 
 from dlrun.config.settings import Settings
+from dlrun.data.targets import PICTURE_TARGETS
 
 _TORCHVISION = "dlrun.models.pretrained.Torchvision"
 _TIMM = "dlrun.models.timm_net.Timm"
-_PICTURES = (
-    "dlrun.data.folders.image_folder",
-    "dlrun.data.shards.webdataset",
-    "dlrun.data.hub_sets.huggingface",
-)
 
 
 def choose_normalization(settings: Settings) -> tuple[Settings, tuple[str, ...]]:
@@ -21,7 +17,7 @@ def choose_normalization(settings: Settings) -> tuple[Settings, tuple[str, ...]]
     data = settings.data
     arguments = data.arguments
     is_open = arguments.get("mean") is None and arguments.get("std") is None
-    if data.target not in _PICTURES or arguments.get("normalization") != "auto" or not is_open:
+    if data.target not in PICTURE_TARGETS or arguments.get("normalization") != "auto" or not is_open:
         return settings, ()
 
     constants = _find_constants(settings)

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from dlrun.core import user_code
 from dlrun.core.errors import DataError, RequestError
-from dlrun.data.series import SERIES_TARGET
-from dlrun.data.text import TEXT_TARGET
+from dlrun.data.targets import CSV_TARGET, PICTURE_TARGETS, SERIES_TARGET, TEXT_TARGET
 from dlrun.data.tokens import is_text
 from dlrun.data.windows import is_series
 from dlrun.engine.objective import Objective
@@ -33,12 +32,6 @@ from dlrun.inference.predict.read_text import TextReader
 from dlrun.inference.predict.reader import Item, Prepared, Reader
 from dlrun.inference.saved_model import SavedModel
 
-# Data of the user's own pictures, of which training took the centre.
-_PICTURE_DATA = (
-    "dlrun.data.folders.image_folder",
-    "dlrun.data.shards.webdataset",
-    "dlrun.data.hub_sets.huggingface",
-)
 _DECODER_THREADS = 4
 # A row, or what is wrong with it.
 _Row = Prepared | str
@@ -70,7 +63,8 @@ def make_reader(saved_model: SavedModel) -> Reader:
     spec = saved_model.spec
     data = saved_model.settings.data
     if spec.kind == "image":
-        is_folder = data.target in _PICTURE_DATA
+        # Of the user's own pictures training took the centre.
+        is_folder = data.target in PICTURE_TARGETS
         background = str(data.arguments.get("background", "white")) if is_folder else None
         return ImageReader(spec, _find_framing(saved_model), is_folder, background)
 
@@ -85,7 +79,7 @@ def make_reader(saved_model: SavedModel) -> Reader:
     if spec.preprocessing:
         typed = data.arguments.get("separator") or data.arguments.get("delimiter")
         return ColumnsReader(spec, None if typed is None else str(typed), data.arguments.get("decimal"))
-    if data.target != "dlrun.data.tabular.csv":
+    if data.target != CSV_TARGET:
         return TableReader(spec, None)
     # The last column is the target by default, as in the csv data set.
     return TableReader(spec, data.arguments.get("target", -1), str(data.arguments.get("delimiter", ",")))
