@@ -17,10 +17,9 @@ import click
 from click.shell_completion import CompletionItem, ShellComplete, split_arg_string
 
 from dlrun.cli.command import Suggest, suggest_values
-from dlrun.config import project
+from dlrun.config import listing, project
 from dlrun.config import schema as config
 from dlrun.config.callbacks import ALIASES
-from dlrun.config.compose import GROUPS
 from dlrun.core.errors import DlrunError
 from dlrun.core.terminal import escape_line, write_out
 from dlrun.core.yaml import read_yaml
@@ -169,7 +168,7 @@ def suggest_filters(_before: Sequence[str], current: str) -> Iterator[str]:
     """Suggest the filters of `ls runs` and `clean`."""
     yield from suggest_values(current, [f"status={status}" for status in STATUSES])
     for group in ("model", "data", "optimizer"):
-        yield from suggest_values(current, [f"{group}={name}" for name in list_options(group, [])])
+        yield from suggest_values(current, [f"{group}={name}" for name in _list_options(group, [])])
     yield from ("seed=", "name=", "tag=")
 
 
@@ -190,8 +189,8 @@ def suggest_settings(before: Sequence[str], current: str) -> Iterator[str]:
         yield from _FLAGS
         return
 
-    for group in list_groups(before):
-        yield from suggest_values(current, [f"{group}={name}" for name in list_options(group, before)])
+    for group in _list_groups(before):
+        yield from suggest_values(current, [f"{group}={name}" for name in _list_options(group, before)])
 
     if current.startswith(("init_from=", "resume=")):
         key, _, place = current.partition("=")
@@ -207,20 +206,14 @@ def suggest_settings(before: Sequence[str], current: str) -> Iterator[str]:
             yield key[: dot + 1] if dot >= 0 else f"{key}="
 
 
-def list_groups(before: Sequence[str]) -> list[str]:
+def _list_groups(before: Sequence[str]) -> list[str]:
     """The groups for which dlrun or the user's --config-dir has a folder."""
-    groups = set[str]()
-    for folder in _list_config_dirs(before):
-        groups.update(group for group in GROUPS if (folder / group).is_dir())
-    return [group for group in GROUPS if group in groups]
+    return listing.list_groups(*_list_config_dirs(before))
 
 
-def list_options(group: str, before: Sequence[str]) -> list[str]:
+def _list_options(group: str, before: Sequence[str]) -> list[str]:
     """The options of a group, by name."""
-    names = set[str]()
-    for folder in _list_config_dirs(before):
-        names.update(path.stem for path in (folder / group).glob("*.yaml"))
-    return sorted(names)
+    return sorted(listing.find_options(group, *_list_config_dirs(before)))
 
 
 def _list_config_dirs(before: Sequence[str]) -> list[Path]:

@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
+from dlrun.config.compose import GROUPS
 from dlrun.core.errors import RequestError
 from dlrun.core.suggest import did_you_mean
 
 
 def list_groups(*config_dirs: Path) -> list[str]:
-    """The groups that config.yaml's defaults list names, in its order, if one of the folders has options of them."""
-    from dlrun.config.compose import GROUPS
-
+    """The groups of which one of the folders has options, in the order of GROUPS."""
     return [group for group in GROUPS if any((folder / group).is_dir() for folder in config_dirs)]
 
 
@@ -20,12 +19,18 @@ def list_options(group: str, *config_dirs: Path) -> list[tuple[str, str]]:
         hint = did_you_mean(group, groups, "dlrun ls ")
         raise RequestError(f"there is no group {group}; {hint}type one of {', '.join(groups)}")
 
+    files = find_options(group, *config_dirs)
+    return [(name, _read_first_comment(path)) for name, path in sorted(files.items())]
+
+
+def find_options(group: str, *config_dirs: Path) -> dict[str, Path]:
+    """The file of each option of a group, by the option's name."""
     files: dict[str, Path] = {}
     for folder in config_dirs:
         for path in (folder / group).glob("*.yaml"):
             # The first folder wins, as in Hydra's search path.
             files.setdefault(path.stem, path)
-    return [(name, _read_first_comment(path)) for name, path in sorted(files.items())]
+    return files
 
 
 def _read_first_comment(path: Path) -> str:

@@ -518,7 +518,7 @@ class RunRecord:
         return str(self.result.get("best", {}).get("metric") or "")
 
     @property
-    def value(self) -> float:
+    def best_value(self) -> float:
         """The monitored metric at the best epoch; NaN if there is none."""
         return to_number(self.result.get("best", {}).get("value"))
 
@@ -539,14 +539,14 @@ class RunRecord:
         return to_number(self.result.get("metrics", {}).get(name))
 
     @property
-    def trouble(self) -> str:
-        """Why a comparison leaves the run out; "" if it counts."""
+    def reason_unusable(self) -> str:
+        """Why a comparison does not count the run; "" if it does."""
         status = self.result.get("status")
         if status == "failed":
             return f"failed: {self.result.get('error') or 'no message'}"
         if status in CUT_SHORT:
             return f"{status}: {self.advise_resume()} ends it"
-        return "" if math.isfinite(self.value) else f"{self.metric} is not finite"
+        return "" if math.isfinite(self.best_value) else f"{self.metric} is not finite"
 
     def advise_resume(self, *words: str) -> str:
         """Return the command, or call, that resumes the run with the overrides `words`."""

@@ -348,14 +348,14 @@ def test_a_row_that_a_kill_cut_short_is_no_damage(intact_run: Path, tmp_path: Pa
 def test_what_a_record_says_of_a_run(intact_run: Path) -> None:
     record = RunRecord(intact_run)
     assert (record.status, record.epochs, record.seed, record.best_epoch) == ("completed", 2, 0, 2)
-    assert record.best == (record.metric, record.value)
+    assert record.best == (record.metric, record.best_value)
     assert record.choices["model"] == "mlp"
     assert record.flat_config["trainer.epochs"] == 2
     assert record.metrics == record.result["metrics"]
     assert [row["epoch"] for row in record.rows] == [1, 2]
     assert [line["epoch"] for line in record.fingerprints] == [0, 1, 2]
     assert record.machine["machine"].endswith("threads")
-    assert (record.damage, record.trouble) == ([], "")
+    assert (record.damage, record.reason_unusable) == ([], "")
 
 
 @pytest.mark.parametrize("name", ["result.json", ".hydra"])

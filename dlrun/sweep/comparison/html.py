@@ -74,9 +74,9 @@ def _render_run(run: RunRecord, setting: Setting, ranking: Ranking, folder: Path
     seconds = run.result.get("train_seconds")
     cells = [
         setting.label,
-        run.trouble or run.result["status"],
+        run.reason_unusable or run.result["status"],
         run.seed,
-        table.format_metric(run.value, ranking),
+        table.format_metric(run.best_value, ranking),
         run.result.get("epochs", "–"),
         "–" if seconds is None else format_number(float(seconds)),
     ]

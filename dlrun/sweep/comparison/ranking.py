@@ -36,7 +36,7 @@ class Setting:
     @cached_property
     def by_seed(self) -> dict[int | str, float]:
         """The monitored metric at each run's best epoch, by seed; of folds by both."""
-        return {_name_repetition(run): run.value for run in self.runs}
+        return {_name_repetition(run): run.best_value for run in self.runs}
 
     @cached_property
     def score(self) -> Estimate:
@@ -94,7 +94,7 @@ class Ranking:
         if not self.settings or not self.settings[0].runs:
             return None
         runs = self.settings[0].runs
-        return max(runs, key=_get_value) if self.mode == "max" else min(runs, key=_get_value)
+        return max(runs, key=_get_best_value) if self.mode == "max" else min(runs, key=_get_best_value)
 
     @cached_property
     def test_metrics(self) -> list[str]:
@@ -189,7 +189,7 @@ def _select_newest(runs: Sequence[RunRecord]) -> tuple[list[RunRecord], list[str
 
 
 def _rate_run(run: RunRecord) -> tuple[bool, int]:
-    return not run.trouble, (run.folder / RESULT).stat().st_mtime_ns
+    return not run.reason_unusable, (run.folder / RESULT).stat().st_mtime_ns
 
 
 def _group_comparable(runs: Sequence[RunRecord]) -> list[list[RunRecord]]:
@@ -230,13 +230,13 @@ def _make_setting(runs: Sequence[RunRecord], keys: Sequence[str]) -> Setting:
     by_seed = sorted(runs, key=_get_seed)
     return Setting(
         values={key: get_value(runs[0], key) for key in keys},
-        runs=[run for run in by_seed if not run.trouble],
-        unusable=[run for run in by_seed if run.trouble],
+        runs=[run for run in by_seed if not run.reason_unusable],
+        unusable=[run for run in by_seed if run.reason_unusable],
     )
 
 
-def _get_value(run: RunRecord) -> float:
-    return run.value
+def _get_best_value(run: RunRecord) -> float:
+    return run.best_value
 
 
 def _get_seed(run: RunRecord) -> tuple[int, int]:

@@ -161,7 +161,7 @@ def _count_unusable(ranking: Ranking) -> list[str]:
     if not unusable:
         return []
 
-    reasons = [run.trouble.partition(":")[0] for run in unusable]
+    reasons = [run.reason_unusable.partition(":")[0] for run in unusable]
     counts = ", ".join(f"{reasons.count(reason)} {reason}" for reason in dict.fromkeys(reasons))
     sentences = [f"{len(unusable)} of {len(ranking.runs)} runs do not count: {counts}"]
 

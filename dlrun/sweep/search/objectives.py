@@ -38,7 +38,7 @@ class Objective:
         if not self.is_metric:
             return to_number(run.result.get(self.name))
         if self.name in ("", run.metric):
-            return run.value
+            return run.best_value
         rows = [row for row in run.history if row.get("epoch") == run.best_epoch]
         return to_number(rows[-1].get(self.name)) if rows else math.nan
 

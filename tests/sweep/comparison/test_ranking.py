@@ -81,7 +81,7 @@ def test_an_experiment_made_twice_counts_once(runs: Any) -> None:
     for age, run in enumerate((first, newest, failed)):
         os.utime(run.folder / "result.json", (age, age))
     ranking_of_all = compare([newest, failed, first])
-    assert [run.value for run in ranking_of_all.runs] == [0.3]
+    assert [run.best_value for run in ranking_of_all.runs] == [0.3]
     assert ranking_of_all.notes == ["2 runs repeat another (same config_hash); the newest counts"]
     same = {"config_hash": "h"}
     apart = [runs("device=cpu", **same), runs("device=cuda", **same), runs("lesson=x", **same)]

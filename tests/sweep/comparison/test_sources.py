@@ -17,7 +17,7 @@ def test_a_run_is_read_as_it_was_written(runs: Any) -> None:
     record = RunRecord(written.folder)
     for name in ("config", "overrides", "choices", "result"):
         assert getattr(record, name) == getattr(written, name)
-    assert (record.seed, record.metric, record.value, record.trouble) == (3, "val/loss", 0.25, "")
+    assert (record.seed, record.metric, record.best_value, record.reason_unusable) == (3, "val/loss", 0.25, "")
     assert [row["val/loss"] for row in record.rows] == [1.0, 0.25]
     assert record.choices == {"data": "digits", "model": "mlp", "optimizer": "sgd"}
     assert record.identity == {
@@ -76,10 +76,10 @@ def test_where_nothing_is_the_sentence_says_what_to_type(tmp_path: Path) -> None
 
 
 def test_what_does_not_count_says_why(runs: Any) -> None:
-    assert runs(status="failed", value=None, error="boom").trouble == "failed: boom"
-    assert runs(status="interrupted").trouble.startswith("interrupted: dlrun resume ")
-    assert runs(value=None).trouble == "val/loss is not finite"
-    assert runs(value=math.inf).trouble == "val/loss is not finite"
-    assert runs(status="early_stopped").trouble == ""
+    assert runs(status="failed", value=None, error="boom").reason_unusable == "failed: boom"
+    assert runs(status="interrupted").reason_unusable.startswith("interrupted: dlrun resume ")
+    assert runs(value=None).reason_unusable == "val/loss is not finite"
+    assert runs(value=math.inf).reason_unusable == "val/loss is not finite"
+    assert runs(status="early_stopped").reason_unusable == ""
     assert math.isnan(runs().get_metric("val/none"))
     assert json.loads(json.dumps(runs().result))["best"]["epoch"] == 3
