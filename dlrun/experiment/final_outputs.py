@@ -1,4 +1,4 @@
-"""Outputs of the final weights on the split that is shown, from one forward pass for metrics, notes and figures."""
+"""Outputs of the final weights: one forward pass over a split serves metrics, notes and figures."""
 
 from dataclasses import dataclass, field
 
@@ -31,10 +31,10 @@ class OutputRecorder:
     rows: int = 0
 
     def add(self, inputs: tuple[Tensor, ...], outputs: Tensor, targets: Tensor) -> None:
-        """Record one batch, whole, unless there are rows enough."""
+        """Record one batch, unless there are enough rows."""
         if self.rows >= evaluation.MAX_ROWS:
             return
-        # To the CPU: the device has its memory for the model.
+        # On the CPU: the memory of the device is for the model.
         self.inputs.append(tuple(x.cpu() for x in inputs))
         self.outputs.append(outputs.float().cpu())
         self.targets.append(targets.cpu())
@@ -47,11 +47,11 @@ class OutputRecorder:
 
 
 def make_recorder(context: RunContext) -> OutputRecorder | None:
-    """A recorder for the evaluation of the test split, or None where that cannot give what is shown.
+    """A recorder for the evaluation of the test split; None if its outputs are not needed, or would not be right.
 
-    Of several processes each evaluates its own rows. A compiled model may round in another way than figures did.
+    With several ranks each evaluates a part of the rows; a compiled model may round differently.
     """
-    # Nothing is recorded that nobody looks at.
+    # Without diagnostics and figures nothing reads the outputs.
     is_used = context.settings.tracking.diagnose or context.settings.figures
     if context.batches.test is None or not is_used:
         return None
@@ -61,7 +61,7 @@ def make_recorder(context: RunContext) -> OutputRecorder | None:
 
 
 class FinalOutputs:
-    """The outputs that the evaluation recorded, or else those of a forward pass, which is made once and when needed."""
+    """The outputs that the evaluation has recorded, or else those of one forward pass, made when they are needed."""
 
     def __init__(self, context: RunContext, recorded: SplitOutputs | None) -> None:
         self._context = context

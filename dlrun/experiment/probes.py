@@ -1,4 +1,4 @@
-"""`probes`: inputs to predict before and after training, as a course does with "predict 4"."""
+"""`probes`: inputs to predict before and after training, as a lesson does with "predict 4"."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -37,7 +37,7 @@ def predict_probes(probes: Sequence[Any], state: TrainState, runtime: Runtime) -
 
 
 def _format_probe(probe: Any) -> str:
-    """4.0 as 4, a list as its numbers, a text as it is."""
+    """Format a probe: 4.0 as 4, a list as its numbers, a text as it is."""
     if isinstance(probe, list):
         return ", ".join(_format_probe(value) for value in probe)
     return f"{probe:g}" if isinstance(probe, float) else str(probe)

@@ -1,4 +1,4 @@
-"""Saved runs and their checkpoints: how they are found, resumed, and refused."""
+"""Which saved run and checkpoint a command resumes, and which ones it refuses."""
 
 import math
 from dataclasses import replace
@@ -37,14 +37,14 @@ FINISHED = ("completed", "early_stopped")
 _UNREADABLE = (OSError, DamageError, KeyError, TypeError, AttributeError)
 
 # Keys that a checkpoint must hold to be evaluated, and to be resumed.
-TO_EVALUATE = ("config", "choices", "spec", "model")
-TO_RESUME = (
-    *TO_EVALUATE, "run_id", "epoch", "step", "metrics", "rng", "optimizer", "scheduler", "scaler", "progress",
+KEYS_TO_EVALUATE = ("config", "choices", "spec", "model")
+KEYS_TO_RESUME = (
+    *KEYS_TO_EVALUATE, "run_id", "epoch", "step", "metrics", "rng", "optimizer", "scheduler", "scaler", "progress",
     "early_stopping", "totals",
 )  # fmt: skip
 
 
-# The checkpoint of the run that is to be resumed: its request is made from it, and then its training.
+# The checkpoint of the run to resume: the request is made from it first, the train state later.
 _opened: NewestCheckpoint | None = None
 
 
@@ -74,20 +74,20 @@ def find_newest_state(folder: Path) -> dict[str, Any] | None:
     UnreadableError, with the reason of each, where there are checkpoints and none of them can be opened.
     """
     refuse_outside(folder)
-    newest = NewestCheckpoint.load(folder, TO_RESUME)
+    newest = NewestCheckpoint.load(folder, KEYS_TO_RESUME)
     return None if newest is None else newest.state
 
 
-def open_newest(folder: Path) -> NewestCheckpoint | None:
-    """Load the newest valid checkpoint of a run for `take_newest`; None where it has saved none."""
+def _open_newest(folder: Path) -> NewestCheckpoint | None:
+    """Load the newest valid checkpoint of a run for `_take_newest`; None where it has saved none."""
     global _opened
     refuse_outside(folder)
-    _opened = NewestCheckpoint.load(folder, TO_RESUME)
+    _opened = NewestCheckpoint.load(folder, KEYS_TO_RESUME)
     return _opened
 
 
-def take_newest(folder: Path) -> NewestCheckpoint:
-    """The checkpoint that `open_newest` has loaded, or if its files have changed since, the newest of now.
+def _take_newest(folder: Path) -> NewestCheckpoint:
+    """The checkpoint that `_open_newest` has loaded, or if its files have changed since, the newest of now.
 
     A large checkpoint is read, hashed and unpickled once only. The folder must be locked. CheckpointError where there
     is none any more.
@@ -96,7 +96,7 @@ def take_newest(folder: Path) -> NewestCheckpoint:
     newest = _opened
     _opened = None
     if newest is None or newest.folder != folder or not newest.is_current():
-        newest = NewestCheckpoint.load(folder, TO_RESUME)
+        newest = NewestCheckpoint.load(folder, KEYS_TO_RESUME)
     if newest is None:
         raise CheckpointError(f"{folder / 'checkpoints'} holds no checkpoint; start the run again from the beginning")
     return newest
@@ -123,7 +123,7 @@ def resume_requests(words: list[str]) -> list[Request]:
     if not words or not words[0]:
         raise RequestError(f"which run? type {suggest_example('resume')}")
     folder = Path(words[0])
-    newest = open_newest(folder)
+    newest = _open_newest(folder)
     if newest is None:
         raise RequestError(_explain_missing_checkpoint(folder))
     state = newest.state
@@ -138,7 +138,7 @@ def resume_requests(words: list[str]) -> list[Request]:
     if status in FINISHED:
         limit = find_reached_limit(state, config)
         if limit is not None:
-            print_finished(folder, str(status), limit)
+            _print_finished(folder, str(status), limit)
             return []
 
     # Keep the number of threads, unless the user types another one.
@@ -165,10 +165,10 @@ def find_interrupted(requests: list[Request]) -> list[Request]:
 
     status = read_result(folder).get("status")
     if status in FINISHED:
-        print_finished(folder, str(status), "trainer.epochs")
+        _print_finished(folder, str(status), "trainer.epochs")
         return []
 
-    newest = open_newest(folder)
+    newest = _open_newest(folder)
     if newest is not None:
         return [continue_run(request, folder, newest.state)]
     # There is no checkpoint: remove what the first attempt has left, and start anew.
@@ -179,13 +179,13 @@ def find_interrupted(requests: list[Request]) -> list[Request]:
 def continue_run(request: Request, folder: Path, state: dict[str, Any]) -> Request:
     """Make the request continue the run in `folder`, which has the same config, with as many threads."""
     request.config["device"]["num_threads"] = choose_threads(state, request.config)
-    # A run of an older dlrun keeps its number of epochs (see compute_config_hashes), so that its schedule
+    # A run of an older dlrun keeps its number of epochs (see _compute_config_hashes), so that its schedule
     # stays as long.
     request.config["trainer"]["epochs"] = state["config"]["trainer"]["epochs"]
     return replace(request, folder=folder, continues=True, processes=state.get("processes", 1))
 
 
-def print_finished(folder: Path, status: str, key: str) -> None:
+def _print_finished(folder: Path, status: str, key: str) -> None:
     """Print that a run is finished, and how to make it longer by `key`."""
     ended = status.replace("_", " ")
     command = RunRecord(folder).advise_resume(f"{key}=...")
@@ -198,7 +198,7 @@ def find_run_of_same_config(request: Request) -> Path | None:
     Below paths.outputs only runs count that are finished or have saved a checkpoint. Runs that another process
     is writing are left alone. None where there is no such run.
     """
-    hashes = compute_config_hashes(request.config)
+    hashes = _compute_config_hashes(request.config)
     if request.folder is not None:
         is_running = lock.is_locked(request.folder)
         return request.folder if not is_running and _has_config(request.folder, hashes) else None
@@ -229,7 +229,7 @@ def read_result(folder: Path) -> dict[str, Any]:
     return RunRecord(folder).result
 
 
-def compute_config_hashes(config: dict[str, Any]) -> set[str]:
+def _compute_config_hashes(config: dict[str, Any]) -> set[str]:
     """The config_hash of a run, and the one that an older dlrun gave to it.
 
     In an older dlrun the default number of epochs also ended a training that set trainer.max_steps alone.
@@ -263,8 +263,8 @@ def find_reached_limit(state: dict[str, Any], config: dict[str, Any]) -> str | N
     if trainer["max_steps"] is not None and state["step"] >= trainer["max_steps"]:
         return "trainer.max_steps"
 
-    # A callback's wish to stop holds until a longer training is asked for.
-    if state.get("progress", {}).get("is_stopped") and not is_longer(state, config):
+    # A stop that a callback asked for holds until a longer training is requested.
+    if state.get("progress", {}).get("is_stopped") and not _is_longer(state, config):
         return "trainer.epochs"
 
     patience = trainer["early_stopping"]["patience"]
@@ -274,7 +274,7 @@ def find_reached_limit(state: dict[str, Any], config: dict[str, Any]) -> str | N
     return None
 
 
-def is_longer(state: dict[str, Any], config: dict[str, Any]) -> bool:
+def _is_longer(state: dict[str, Any], config: dict[str, Any]) -> bool:
     """Whether a config has more epochs or steps than that of a saved state."""
     before = state["config"]["trainer"]
     return any(before[key] != config["trainer"][key] for key in ("epochs", "max_steps"))
@@ -353,7 +353,7 @@ def restore_checkpoint(request: Request, context: RunContext) -> dict[str, Any] 
     # Only rank 0 reads the files; the others receive its state.
     state = None
     if request.continues and request.folder is not None and not ranks.rank:
-        newest = take_newest(request.folder)
+        newest = _take_newest(request.folder)
         state = newest.state
         for reason in newest.skipped:
             context.notes.append(f"{reason}; resuming from step {state['step']} instead")
@@ -362,8 +362,8 @@ def restore_checkpoint(request: Request, context: RunContext) -> dict[str, Any] 
     state = ranks.broadcast(state)
     if state is not None:
         context.state.load_state_dict(state, context.runtime.device)
-        # A callback's wish to stop does not hold for a longer training.
-        if is_longer(state, request.config):
+        # A stop that a callback asked for does not hold for a longer training.
+        if _is_longer(state, request.config):
             context.state.progress.is_stopped = False
     return state
 

@@ -22,7 +22,7 @@ from dlrun.experiment.callbacks.fingerprints import WeightHashes
 from dlrun.experiment.callbacks.histograms import WeightHistograms
 from dlrun.experiment.callbacks.profiler import PROFILE_FOLDER, ProfiledTrainer, Profiler
 from dlrun.experiment.callbacks.pruning import Pruner
-from dlrun.experiment.callbacks.tolerant import Tolerant
+from dlrun.experiment.callbacks.tolerant import DiskTolerant
 from dlrun.experiment.callbacks.unsaved import UnsavedAttributes
 from dlrun.experiment.context import RunContext
 from dlrun.experiment.failure import describe_failure
@@ -157,7 +157,7 @@ def start_recorders(recording: Recording) -> list[Callback]:
         recording.log_opening()
     if tracking.diagnose:
         callbacks.append(Diagnostics(context, logger.read_rows(recording.folder), recording.console.say))
-    return [Tolerant(callback, recording.disk_problems) for callback in callbacks]
+    return [DiskTolerant(callback, recording.disk_problems) for callback in callbacks]
 
 
 def choose_exit_code(

@@ -199,7 +199,7 @@ def open_saved_model(place: str, overrides: Sequence[str] = ()) -> Iterator[Save
     if is_full_model:
         plain, choices = resume.load_run_config(path)
     else:
-        state = checkpoint.load(path, resume.TO_EVALUATE)
+        state = checkpoint.load(path, resume.KEYS_TO_EVALUATE)
         plain = state["config"]
         choices = state["choices"]
 

@@ -18,9 +18,16 @@ from dlrun.config.settings import Component, Settings
 from dlrun.core import user_code
 from dlrun.core.errors import DlrunError, MisfitError, RequestError, join_names
 from dlrun.core.own_code import is_own_name, iter_targets
-from dlrun.data import batches as batching
-from dlrun.data import datasets as rows_of
-from dlrun.data.batches import Batches, EpochOrder, LoaderBatches, MemoryBatches, Placement, SplitBatches
+from dlrun.data import datasets
+from dlrun.data.batches import (
+    Batches,
+    EpochOrder,
+    LoaderBatches,
+    MemoryBatches,
+    Placement,
+    SplitBatches,
+    measure_free_memory,
+)
 from dlrun.data.datasets import Part
 from dlrun.data.inspection import BatchCheck, Inspection, inspect_loaded, inspect_splits
 from dlrun.data.spec import DataSpec, Split, Splits
@@ -64,7 +71,7 @@ def build_data(settings: Settings, trusted_modules: Sequence[str] | None) -> Spl
     keys = settings.data.keys
     settings, normalization_notes = choose_normalization(choose_codes(settings, trusted_modules))
     component = _choose_target_kind(settings)
-    draws_val = targets.has_argument(resolve_target(component, trusted_modules), "val_fraction")
+    draws_val = targets.has_argument(_resolve_target(component, trusted_modules), "val_fraction")
     # Data that are fitted to the training rows have to know which rows these are.
     if draws_val:
         component = dataclasses.replace(component, arguments={**component.arguments, "val_fraction": keys.val_fraction})
@@ -84,8 +91,8 @@ def build_data(settings: Settings, trusted_modules: Sequence[str] | None) -> Spl
     if val is None and keys.val_fraction > 0 and not draws_val:
         # The seed of the data, not of the run: runs of other seeds are compared on the same rows.
         seed = int(settings.data.arguments.get("seed") or 0)
-        train, val = rows_of.hold_out(train, keys.val_fraction, seed)
-    # Reasons compare the limits with all rows, so they are formed before rows are left out.
+        train, val = datasets.hold_out(train, keys.val_fraction, seed)
+    # Before rows are left out: reasons compare the limits with all rows.
     unheeded = _find_unheeded(splits, train, val, settings, draws_val)
 
     if keys.train_rows is not None:
@@ -96,9 +103,9 @@ def build_data(settings: Settings, trusted_modules: Sequence[str] | None) -> Spl
         val = val and _limit_rows(val, rows, "val")
         test = test and _limit_rows(test, rows, "test")
 
-    if keys.drop_last and rows_of.count_rows(train) < keys.batch_size:
+    if keys.drop_last and datasets.count_rows(train) < keys.batch_size:
         raise RequestError(
-            f"data.drop_last=true leaves no batch: there are {rows_of.count_rows(train)} training rows and "
+            f"data.drop_last=true leaves no batch: there are {datasets.count_rows(train)} training rows and "
             f"data.batch_size={keys.batch_size}; type data.drop_last=false or a smaller data.batch_size"
         )
     return dataclasses.replace(splits, train=train, val=val, test=test, unheeded=unheeded)
@@ -121,10 +128,10 @@ def _choose_target_kind(settings: Settings) -> Component[Any]:
 
 
 def _set_task(splits: Splits, settings: Settings) -> Splits:
-    """The data for the task that `task.kind` names; RequestError for data that cannot be."""
+    """The data with the task that `task.kind` names; RequestError for data that do not allow it."""
     kind = settings.task.kind
     spec: Any = splits.spec
-    # The inspection tells of a spec that is none.
+    # The inspection reports a spec of another type.
     if not isinstance(spec, DataSpec):
         return splits
 
@@ -174,9 +181,9 @@ def _find_unheeded(
     if is_shipped and "test_fraction" in arguments and not draws_test and not draws_val:
         reasons["seed"] = "no part is drawn at random"
 
-    rows = rows_of.count_rows(train)
+    rows = datasets.count_rows(train)
     limit = None if keys.limit_batches is None else keys.limit_batches * keys.batch_size
-    most = max(rows_of.count_rows(part) for part in (train, val, splits.test) if part is not None)
+    most = max(datasets.count_rows(part) for part in (train, val, splits.test) if part is not None)
     if keys.train_rows is not None and keys.train_rows >= rows:
         reasons["train_rows"] = f"there are {rows:,} training rows"
     elif keys.train_rows is not None and limit is not None and limit <= keys.train_rows:
@@ -224,10 +231,10 @@ def _configure_inspection(settings: Settings, spec: DataSpec) -> Inspection:
 
 def _limit_rows(part: Part, rows: int, name: str) -> Part:
     """At most `rows` rows, evenly spaced, so that sorted classes stay mixed."""
-    count = rows_of.count_rows(part)
+    count = datasets.count_rows(part)
     if count <= rows:
         return part
-    return rows_of.take(part, torch.linspace(0, count - 1, rows).long(), name)
+    return datasets.take(part, torch.linspace(0, count - 1, rows).long(), name)
 
 
 def build_model(
@@ -235,11 +242,11 @@ def build_model(
 ) -> nn.Module:
     """Build the model on its device, with its start values; MisfitError where it cannot take the data."""
     component = settings.model
-    target = resolve_target(component, trusted_modules)
+    target = _resolve_target(component, trusted_modules)
     if not _fits(target, spec):
         raise MisfitError(
             f"model={component.choice} does not take data={settings.data.choice} ({_describe_spec(spec)}); "
-            f"models that do: {', '.join(find_fitting_models(spec))}"
+            f"models that do: {', '.join(_find_fitting_models(spec))}"
         )
     # A net of the user's own may have an argument of this name, and then freezes by itself.
     has_own_freeze = targets.has_argument(target, "freeze")
@@ -253,24 +260,24 @@ def build_model(
 
     if spec.reconstructs and spec.kind == "image":
         # A hook, so that nets that return images need not know that targets are flat.
-        model.register_forward_hook(flatten_outputs)
+        model.register_forward_hook(_flatten_outputs)
     if spec.outputs:
         # A net may return its outputs by name; loss and metrics take them in one tensor.
         model.register_forward_hook(functools.partial(join_outputs, spec.outputs))
     model = set_precision(model, runtime.dtype)
     # Lazy layers have no parameters yet that could be filled or moved.
-    initialize_lazy_layers(model, spec, runtime.dtype)
+    _initialize_lazy_layers(model, spec, runtime.dtype)
     set_start_values(model, settings.model.keys.init or {})
     if patterns not in (None, []) and not has_own_freeze:
         freeze(model, patterns)
     # Start values were drawn on the CPU, so that every device begins with the same ones.
     model = model.to(runtime.device)
     if wants_channels_last(model, spec, runtime):
-        set_channels_last(model)
+        _set_channels_last(model)
     return model
 
 
-def flatten_outputs(_module: nn.Module, _inputs: Any, outputs: Any) -> Any:
+def _flatten_outputs(_module: nn.Module, _inputs: Any, outputs: Any) -> Any:
     """A forward hook: images (N, C, H, W) that an autoencoder returns become (N, values), as its targets are."""
     return outputs.flatten(1) if isinstance(outputs, Tensor) else outputs
 
@@ -280,14 +287,14 @@ def set_precision(net: nn.Module, dtype: torch.dtype) -> nn.Module:
     return net.double() if dtype == torch.float64 else net.float()
 
 
-def set_channels_last(net: nn.Module) -> None:
+def _set_channels_last(net: nn.Module) -> None:
     """Lay four-dimensional weights and buffers out channels last. `nn.Module.to` fails at five dimensions."""
     for tensor in (*net.parameters(), *net.buffers()):
         if tensor.dim() == 4:
             tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
 
 
-def initialize_lazy_layers(net: nn.Module, spec: DataSpec, dtype: torch.dtype) -> None:
+def _initialize_lazy_layers(net: nn.Module, spec: DataSpec, dtype: torch.dtype) -> None:
     """Give lazy layers (nn.LazyLinear and the like) their sizes, by two rows of zeros that follow `spec`.
 
     The optimizer and the start values need the parameters. RequestError where the rows do not get through.
@@ -331,7 +338,7 @@ def _describe_spec(spec: DataSpec) -> str:
     return f"{spec.task} on {spec.kind}s of {shape}"
 
 
-def find_fitting_models(spec: DataSpec) -> list[str]:
+def _find_fitting_models(spec: DataSpec) -> list[str]:
     """Names of the shipped models that take such data."""
     names = []
     for name, target in _list_shipped_models():
@@ -375,14 +382,14 @@ def build_batches(settings: Settings, splits: Splits, model: nn.Module, runtime:
     sharers = runtime.ranks.local_world_size
     if runtime.device.type == "cuda":
         sharers = math.ceil(sharers / torch.cuda.device_count())
-    free_bytes = int(keys.memory_share * batching.measure_free_memory(runtime.device)) // sharers
+    free_bytes = int(keys.memory_share * measure_free_memory(runtime.device)) // sharers
 
     batches: dict[str, Batches] = {}
     for name, part in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
         if part is None:
             continue
 
-        rows = rows_of.count_rows(part)
+        rows = datasets.count_rows(part)
         if name == "train":
             weights = compute_row_weights(settings, part, splits.spec)
             blocks = getattr(part, "blocks", None)
@@ -403,19 +410,19 @@ def build_batches(settings: Settings, splits: Splits, model: nn.Module, runtime:
 
         # Worker processes hand a failure over in the place of a batch, as no exception may leave them.
         readable = part if isinstance(part, Split) else GuardedDataset(part)
-        split = rows_of.load_in_memory(readable, keys.loader, runtime.dtype, free_bytes)
+        split = datasets.load_in_memory(readable, keys.loader, runtime.dtype, free_bytes)
         # Rows that were read from a dataset have not been inspected yet.
         if split is not None:
             if split is not part:
-                split = dataclasses.replace(split, origin=rows_of.get_origin(part, name))
+                split = dataclasses.replace(split, origin=datasets.get_origin(part, name))
                 split = inspect_loaded(split, inspection)
-            # What an earlier part takes, a later one no longer has.
-            free_bytes -= rows_of.count_bytes(split, runtime.dtype)
+            # Memory that one part takes is not free for the next.
+            free_bytes -= datasets.count_bytes(split, runtime.dtype)
             batches[name] = MemoryBatches(split, order, placement)
         elif isinstance(part, Split):
-            batches[name] = LoaderBatches(rows_of.Pairs(part), order, placement, workers, None)
+            batches[name] = LoaderBatches(datasets.Pairs(part), order, placement, workers, None)
         else:
-            check = BatchCheck(inspection, rows_of.get_origin(part, name))
+            check = BatchCheck(inspection, datasets.get_origin(part, name))
             batches[name] = LoaderBatches(part, order, placement, workers, check)
     return SplitBatches(batches["train"], batches.get("val"), batches.get("test"))
 
@@ -548,7 +555,7 @@ def instantiate(component: Component[Any], trusted_modules: Sequence[str] | None
     """
     check_component(component, trusted_modules, len(positional))
     try:
-        return _call(resolve_target(component, trusted_modules), component.arguments, trusted_modules, positional)
+        return _call(_resolve_target(component, trusted_modules), component.arguments, trusted_modules, positional)
     except Exception as cause:
         # The target may be the user's own, so anything can come.
         if isinstance(cause, DlrunError) or is_out_of_memory(cause):
@@ -600,7 +607,7 @@ def _build_argument(value: Any, trusted_modules: Sequence[str] | None) -> Any:
     return {key: _build_argument(item, trusted_modules) for key, item in value.items()}
 
 
-def resolve_target(component: Component[Any], trusted_modules: Sequence[str] | None) -> Callable[..., Any]:
+def _resolve_target(component: Component[Any], trusted_modules: Sequence[str] | None) -> Callable[..., Any]:
     """The class or function that a component names; RequestError where it names none."""
     where = f"{component.group}._target_"
     if not component.target:
@@ -621,7 +628,7 @@ def check_component(component: Component[Any], trusted_modules: Sequence[str] | 
         targets.resolve(name, f"{component.group}: _target_", trusted_modules)
     # dlrun reads these keys itself, and the target need not have them.
     own_keys = [field.name for field in dataclasses.fields(component.keys)]
-    targets.check_arguments(component, resolve_target(component, trusted_modules), own_keys, positional)
+    targets.check_arguments(component, _resolve_target(component, trusted_modules), own_keys, positional)
 
 
 def _find_key(component: Component[Any], message: str) -> str | None:

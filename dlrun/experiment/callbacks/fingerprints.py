@@ -14,7 +14,7 @@ from dlrun.engine.callback import Callback, TrainerView
 from dlrun.runs.checkpoint import hash_state, hash_weights
 from dlrun.runs.record import FINGERPRINTS
 
-# Parameters from which on a copy and a thread cost less of the training's time than a hash.
+# Fewest parameters for which a copy and a thread delay the training less than a hash.
 _LARGE = 100_000
 
 
@@ -42,7 +42,8 @@ class WeightHashes(Callback):
     def on_epoch_end(self, trainer: TrainerView, row: dict[str, float]) -> None:
         """Record the weights after the epoch."""
         self.wait()
-        epoch, step = int(row["epoch"]), int(row["step"])
+        epoch = int(row["epoch"])
+        step = int(row["step"])
         size = sum(parameter.numel() for parameter in self.model.parameters())
         # Workers are forked as an epoch begins, which should find no other thread at work.
         workers: int = getattr(trainer.state.train, "workers", 0)

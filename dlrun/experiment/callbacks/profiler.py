@@ -33,7 +33,7 @@ class Profiler(Callback):
         self.steps = 0
         self._synchronize = synchronize
         # Stack of open phases.
-        self._open: list[str] = []
+        self._open_phases: list[str] = []
         self._trace: Any = None
         # The backward pass has no call that a range of the trace could be put around: it is open until the next phase.
         self._backward_range: Any = None
@@ -53,9 +53,9 @@ class Profiler(Callback):
         self._last_time = now
 
     def start_phase(self) -> None:
-        """Charge the time so far to the enclosing phase; outside of all, to the backward pass after a forward one."""
-        if self._open:
-            self.charge(self._open[-1])
+        """Charge the time so far to the enclosing phase; outside of all, to backward if a forward pass came last."""
+        if self._open_phases:
+            self.charge(self._open_phases[-1])
         elif self._last_phase == "forward":
             self.charge("backward")
         else:
@@ -65,12 +65,12 @@ class Profiler(Callback):
     def time_phase(self, phase: str) -> Iterator[None]:
         """Charge the block to `phase`, which is its name in the trace too."""
         self.start_phase()
-        self._open.append(phase)
+        self._open_phases.append(phase)
         try:
             with record_function(phase):
                 yield
         finally:
-            self._open.pop()
+            self._open_phases.pop()
             self.charge(phase)
             if phase == "forward":
                 self._backward_range = record_function("backward")
@@ -79,9 +79,9 @@ class Profiler(Callback):
     def wrap(self, call: Callable[..., Any], phase: str) -> Callable[..., Any]:
         """Return a function that makes the same call as `phase`."""
 
-        def call_timed(*arguments: Any, **named: Any) -> Any:
+        def call_timed(*arguments: Any, **keywords: Any) -> Any:
             with self.time_phase(phase):
-                return call(*arguments, **named)
+                return call(*arguments, **keywords)
 
         return call_timed
 

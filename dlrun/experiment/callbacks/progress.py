@@ -1,4 +1,4 @@
-"""How far a training is: a line an epoch, and on a terminal or in a notebook a bar within the epoch."""
+"""The progress of a training: a line for each epoch, and a bar on a terminal or in a notebook."""
 
 import html
 import io
@@ -41,7 +41,7 @@ class ProgressDisplay(Callback):
         self._mode = mode
         self._smoothed_loss: float | None = None
         self._has_rows = False
-        # The line of the last epoch, whole and shorter, if it was not printed.
+        # The line of the last epoch in its long and its short form, if it was not printed.
         self._line_left_out: tuple[str, str] | None = None
         self._started = time.perf_counter()
         self._first_step = state.progress.step
@@ -63,7 +63,7 @@ class ProgressDisplay(Callback):
         if terminal.is_terminal:
             return Live(get_renderable=self._make_bar, console=terminal, refresh_per_second=4, transient=True)
         if self._console.is_notebook:
-            return show_in_notebook(self._make_bar)
+            return _show_in_notebook(self._make_bar)
         return nullcontext()
 
     def _make_bar(self) -> RenderableType:
@@ -125,8 +125,8 @@ class ProgressDisplay(Callback):
 
 
 @contextmanager
-def show_in_notebook(render: Callable[[], RenderableType]) -> Iterator[None]:
-    """Show one output of a notebook's cell that is drawn anew twice a second, and emptied at the end."""
+def _show_in_notebook(render: Callable[[], RenderableType]) -> Iterator[None]:
+    """Show an output in a notebook cell that is redrawn twice a second, and emptied at the end."""
     from IPython.display import display
 
     handle = display({"text/plain": ""}, raw=True, display_id=True)

@@ -1,4 +1,4 @@
-"""What a resumed run would not get back of the user's own callbacks, noted once."""
+"""Notes the state of users' callbacks that a resumed run would not get back."""
 
 from collections.abc import Callable, Mapping
 
@@ -16,14 +16,14 @@ class UnsavedAttributes(Callback):
     def on_epoch_end(self, trainer: TrainerView, row: dict[str, float]) -> None:
         """Note the attributes that have not been noted before, by this process or an earlier one."""
         for name, callback in self.callbacks.items():
-            noted = trainer.state.progress.troubles
+            troubles = trainer.state.progress.troubles
             kind = f"callbacks.{name}"
             attributes = list_unsaved(callback)
-            if not attributes or kind in noted:
+            if not attributes or kind in troubles:
                 continue
 
-            noted[kind] = (
+            troubles[kind] = (
                 f"{kind}: {', '.join(attributes)} cannot be part of a checkpoint, so a resumed run begins without; "
                 "begin a name with _ where that is right, or give the callback state_dict and load_state_dict"
             )
-            self.note(noted[kind])
+            self.note(troubles[kind])

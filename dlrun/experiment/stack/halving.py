@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from dlrun.runs.record import to_number
 
-# One of so many goes on, at epochs 1, 4, 16 ...: what Optuna's SuccessiveHalvingPruner does with runs alone.
+# One of so many trains on, at epochs 1, 4, 16 ...: as Optuna's SuccessiveHalvingPruner does with runs alone.
 FACTOR = 4
 
 
@@ -31,7 +31,7 @@ class Halving:
     def choose_worse(self, epoch: int, rows: Mapping[str, Mapping[str, float]]) -> Sequence[str]:
         """The keys of the runs that leave.
 
-        rows: by key, the row of this epoch of each run that is to train on.
+        rows: by key, the row of this epoch for each run that has more to train.
         """
         if not is_rung(epoch) or not rows:
             return []
@@ -49,7 +49,7 @@ class Halving:
         return [key for trial in leaving for key in runs_by_trial[trial]]
 
     def _compute_cost(self, row: Mapping[str, float]) -> float:
-        """The value to be made small; infinite for one that is none."""
+        """The value to minimize; infinite if the metric is not finite."""
         value = read_value(self.metric, row)
         if not math.isfinite(value):
             return math.inf

@@ -1,4 +1,4 @@
-"""What callbacks would have recorded of a run, kept in memory until the run's folder is written."""
+"""The records of a run in memory, from which its folder is written when it has left its stack."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,10 +17,10 @@ class History(Callback):
 
     def __init__(self, model: nn.Module) -> None:
         """model: before its first step."""
-        # With epoch_seconds and samples_per_second.
         self.rows: list[dict[str, float]] = []
+        # epoch_seconds and samples_per_second of each epoch.
         self.timings: list[dict[str, float]] = []
-        # Whether each epoch was the best until then.
+        # Whether each epoch was the best so far.
         self.are_best: list[bool] = []
         # Step and values of each log point.
         self.log_points: list[tuple[int, dict[str, float]]] = []
@@ -39,22 +39,23 @@ class History(Callback):
         if self._best is None or self._best_row is None:
             return self._best
 
-        # Made only when it is asked for, as most epochs of a training are the best until then.
+        # Built on demand, as in most trainings nearly every epoch is the best so far.
         state = self._model.state_dict()
         for key, _, shape, begin, end in self._parts:
             state[key] = self._best_row[begin:end].view(shape).clone()
         return {"model": state} | self._best
 
     def on_log(self, trainer: TrainerView, values: dict[str, float]) -> None:
-        """Keep the values of a step."""
+        """Record the values of a step."""
         self.log_points.append((trainer.step, values))
 
     def on_epoch_end(self, trainer: TrainerView, row: dict[str, float]) -> None:
-        """Keep the row, the hash of the weights, and a copy of them if they are the best."""
+        """Record the row, the hash of the weights, and a copy of them if they are the best."""
         self.rows.append(dict(row))
         self.timings.append(dict(trainer.timings))
         self.are_best.append(trainer.is_best)
-        epoch, step = int(row["epoch"]), int(row["step"])
+        epoch = int(row["epoch"])
+        step = int(row["step"])
         weights = trainer.weights if isinstance(trainer, Member) else None
         digest = hash_weights(trainer.model) if weights is None else hash_member(weights)
         self.fingerprints.append({"epoch": epoch, "step": step, "weights_sha256": digest})
@@ -66,12 +67,12 @@ class History(Callback):
             self._best_row = None
             self._best = plain.take_copy(trainer.state.get_weights()) | self._best
         else:
-            # Of this member alone: a view would keep the weights of all.
+            # A copy: a view would keep the weights of all members in memory.
             self._best_row = weights.row.clone()
             self._parts = weights.parts
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it, as plain values and tensors."""
+        """The state as plain values and tensors."""
         return {
             "rows": self.rows,
             "timings": self.timings,

@@ -6,7 +6,7 @@ import pytest
 
 from dlrun.core.files import DiskProblems
 from dlrun.engine.callback import Callback, TrainerView
-from dlrun.experiment.callbacks.tolerant import Tolerant
+from dlrun.experiment.callbacks.tolerant import DiskTolerant
 
 UNUSED: Any = None
 
@@ -21,13 +21,13 @@ class Failing(Callback):
 
 def test_a_picture_of_an_epoch_that_cannot_be_written_is_said() -> None:
     messages: list[str] = []
-    callback = Tolerant(Failing(OSError(28, "No space left on device")), DiskProblems(messages.append))
+    callback = DiskTolerant(Failing(OSError(28, "No space left on device")), DiskProblems(messages.append))
     for epoch in (1, 2):
         callback.on_epoch_end(UNUSED, {"epoch": epoch, "step": epoch})
     assert messages == ["an epoch's picture could not be saved (No space left on device); the run continues"]
 
 
 def test_what_is_no_fault_of_the_disk_ends_the_run() -> None:
-    callback = Tolerant(Failing(ZeroDivisionError("a mistake")), DiskProblems())
+    callback = DiskTolerant(Failing(ZeroDivisionError("a mistake")), DiskProblems())
     with pytest.raises(ZeroDivisionError):
         callback.on_epoch_end(UNUSED, {"epoch": 1, "step": 1})
