@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dlrun.engine import evaluation
-from dlrun.experiment import run
+from dlrun.experiment import finish
 from dlrun.experiment.context import RunContext
 from dlrun.experiment.final_outputs import FinalOutputs
 from dlrun.runs.checkpoint_manager import CheckpointManager
@@ -22,7 +22,9 @@ def figure_inputs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[RunContext, Fin
     """The context and outputs of each run, as figures get them."""
     figure_inputs: list[tuple[RunContext, FinalOutputs]] = []
     monkeypatch.setattr(
-        run.figures, "draw_all", lambda context, folder, tracker, outputs: figure_inputs.append((context, outputs))
+        finish.figures,
+        "draw_all",
+        lambda context, folder, run_logger, outputs: figure_inputs.append((context, outputs)),
     )
     return figure_inputs
 
