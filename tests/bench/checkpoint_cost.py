@@ -13,13 +13,12 @@ from machine import describe, row
 from dlrun.config.compose import compose_config, resolve
 from dlrun.config.request import Request
 from dlrun.config.settings import read_settings
-from dlrun.core.files import DiskProblems
+from dlrun.core.lock import Lock
 from dlrun.engine import device
 from dlrun.engine.trainer import Trainer
-from dlrun.experiment import run
-from dlrun.runs import folder as run_folder
-from dlrun.runs import logger
-from dlrun.runs.loggers.base import LoggedRun
+from dlrun.experiment import setup
+from dlrun.experiment.recording import Recording
+from dlrun.runs.reports.console import Console
 
 
 def measure(root: str, epochs: int) -> tuple[float, float, int]:
@@ -28,15 +27,16 @@ def measure(root: str, epochs: int) -> tuple[float, float, int]:
     words = ["data=mnist", "model=resnet", "optimizer=sgd", f"trainer.epochs={epochs}", f"paths.data={root}"]
     request = Request(resolve(compose_config(words)), choices, words)
     settings = read_settings(request.config, choices)
-    with tempfile.TemporaryDirectory() as place, device.device_session(settings.device, 0) as process:
-        folder = Path(place)
-        parts = run.prepare(settings, process, None)
-        run_folder.write_description(folder, request, process)
-        saver = run.make_checkpoint_manager(folder, parts, request, None, DiskProblems())
-        with logger.open_logger(LoggedRun(folder)) as tracker:
-            Trainer(parts.state, [tracker, saver], lambda: False).fit()
-        size = (folder / "checkpoints" / "last.pt").stat().st_size
-        return saver.seconds, parts.state.progress.train_seconds, size
+    console = Console(quiet=True)
+    with tempfile.TemporaryDirectory() as place, device.device_session(settings.device, 0) as runtime, Lock() as lock:
+        request.config["paths"]["outputs"] = place
+        settings = read_settings(request.config, choices)
+        context = setup.prepare(settings, runtime, None)
+        with Recording(request, context, console, lock) as recording:
+            recording.start()
+            Trainer(context.state, [recording.run_logger, recording.checkpoints], lambda: False).fit()
+        size = (recording.folder / "checkpoints" / "last.pt").stat().st_size
+        return recording.checkpoints.seconds, context.state.progress.train_seconds, size
 
 
 def main() -> None:

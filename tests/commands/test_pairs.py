@@ -20,7 +20,7 @@ from dlrun.core.errors import MisfitError
 from dlrun.engine import device
 from dlrun.engine.state import TrainState
 from dlrun.engine.trainer import Trainer
-from dlrun.experiment import run
+from dlrun.experiment import setup
 
 DATA = sorted(path.stem for path in (CONFIG_DIR / "data").glob("*.yaml"))
 MODELS = sorted(path.stem for path in (CONFIG_DIR / "model").glob("*.yaml"))
@@ -117,7 +117,7 @@ def train(data: str, model: str, root: Path) -> TrainState:
     of_model = read(root, "model", model)
     settings = replace(read(root, "data", data), model=of_model.model)
     with device.device_session(settings.device, 0) as process:
-        parts = run.prepare(settings, process, None)
+        parts = setup.prepare(settings, process, None)
         Trainer(parts.state, [], lambda: False).fit()
     return parts.state
 
