@@ -271,7 +271,7 @@ def test_processes_that_outnumber_the_gpus_share_their_memory(
     chosen = settings("data.batch_size=64")
     splits = build.build_data(chosen, None)
     # Digits take 5.6 MB, and half of what is free is for them.
-    monkeypatch.setattr(build.batching, "measure_free_memory", lambda device: 12 * 2**20)
+    monkeypatch.setattr(build, "measure_free_memory", lambda device: 12 * 2**20)
     ranks: Any = SimpleNamespace(local_world_size=processes)
     with pretended.pretend_cuda(cards):
         on_card = replace(process(), device=torch.device("cuda", 0), ranks=ranks)
