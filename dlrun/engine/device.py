@@ -61,7 +61,7 @@ class Runtime:
         return torch.amp.GradScaler(self.device.type, init_scale=START_SCALE, enabled=is_enabled)
 
 
-def list_devices() -> list[str]:
+def _list_devices() -> list[str]:
     """Devices of this machine, the fastest first."""
     devices = []
     for i in range(torch.cuda.device_count()):
@@ -77,7 +77,7 @@ def choose_device(config: DeviceConfig, ranks: Distributed = SINGLE_PROCESS) -> 
 
     Raises RequestError if this machine has no such device, or if the ranks cannot share it.
     """
-    devices = list_devices()
+    devices = _list_devices()
     name = config.name
     if name == "auto":
         name = devices[0].split(":")[0]
@@ -126,7 +126,7 @@ def device_session(
         raise RequestError("device.precision=fp64 does not exist on mps; type device=cpu or device.precision=fp32")
 
     with preserve_switches():
-        keep_freed_memory()
+        _keep_freed_memory()
         if config.num_threads not in (None, "auto"):
             torch.set_num_threads(config.num_threads)
 
@@ -234,7 +234,7 @@ def count_cores() -> int:
     return os.cpu_count() or 1
 
 
-def keep_freed_memory() -> None:
+def _keep_freed_memory() -> None:
     """Tell glibc to keep the memory of freed activations instead of returning it to the kernel.
 
     It is faulted in again at every step otherwise: measured up to 1.5 times slower for small conv nets.

@@ -14,7 +14,7 @@ from dlrun.engine.metrics import widen
 # Longer names do not fit into a table.
 _LONGEST_NAME = 100
 
-# Where `log` puts values: those of the training step under way, or None outside of one.
+# Where `log` puts values during a training step; None outside of one.
 _receiver: "LoggedValues | None" = None
 
 
@@ -43,8 +43,8 @@ class LoggedValues:
         self.newest: dict[str, Tensor | float] = {}
 
     def add(self, name: str, value: Tensor | float) -> None:
-        """Add a value; RunError if it is not one number, or if the name is none."""
-        check_name(name)
+        """Add a value; RunError unless it is one number, with a printable name."""
+        _check_name(name)
         number = _read_number(name, value)
         self.newest[name] = number
         self.sums[name] = self.sums[name] + number if name in self.sums else number
@@ -57,13 +57,13 @@ class LoggedValues:
         return values
 
     def take_means(self, ranks: Distributed) -> dict[str, float]:
-        """The mean of each name over all values of all ranks; what follows begins anew. Waits for the device."""
+        """Return the mean of each name over all values of all ranks, and start anew. Waits for the device."""
         sums = {name: float(value) for name, value in self.sums.items()}
         shares = ranks.gather((sums, self.counts))
         self.sums = {}
         self.counts = {}
 
-        # In the order in which rank 0 has met them, so that rows of all epochs look alike.
+        # In the order of rank 0, so that rows of all epochs look alike.
         means: dict[str, float] = {}
         for name in dict.fromkeys(chain.from_iterable(rank_sums for rank_sums, _ in shares)):
             total = sum(rank_sums.get(name, 0.0) for rank_sums, _ in shares)
@@ -85,7 +85,7 @@ class LoggedValues:
             self.counts[name] = self.counts.get(name, 0) + state["counts"][name]
 
 
-def check_name(name: str) -> None:
+def _check_name(name: str) -> None:
     """RunError for a name that no table or file can show."""
     if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) <= _LONGEST_NAME:
         raise RunError(f"log: {name!r} is no name; give text of 1 to {_LONGEST_NAME} printable characters")

@@ -53,8 +53,8 @@ def find_direction(metric: str) -> Direction | None:
 
     # One of several outputs has its name in front.
     for directions in DIRECTIONS.values():
-        for metric_of_task, direction in directions.items():
-            if name.endswith(f"_{metric_of_task}"):
+        for task_metric, direction in directions.items():
+            if name.endswith(f"_{task_metric}"):
                 return direction
     return None
 

@@ -84,12 +84,12 @@ class MultitaskObjective(Objective):
         """The weighted sum of the parts' losses over one batch; 0 for a batch without targets."""
         if not targets.numel():
             return 0.0 * outputs.sum()
-        outputs_of = self.split_outputs(outputs)
-        targets_of = self.split_targets(targets)
+        outputs_by_name = self.split_outputs(outputs)
+        targets_by_name = self.split_targets(targets)
         losses = []
         for name, part in self.parts.items():
             # All parts are means, or sums, over the same rows, so the weights alone balance them.
-            losses.append(self.weights.get(name, 1.0) * part.compute_loss(outputs_of[name], targets_of[name]))
+            losses.append(self.weights.get(name, 1.0) * part.compute_loss(outputs_by_name[name], targets_by_name[name]))
         return torch.stack(losses).sum()
 
     def count_targets(self, targets: Tensor) -> Tensor | int:
@@ -126,11 +126,11 @@ class MultitaskObjective(Objective):
     def compute_sums(self, outputs: Tensor, targets: Tensor) -> MetricSums:
         """Sums of each part, its name in front of theirs, and of its loss."""
         sums: MetricSums = {}
-        outputs_of = self.split_outputs(outputs)
-        targets_of = self.split_targets(targets)
+        outputs_by_name = self.split_outputs(outputs)
+        targets_by_name = self.split_targets(targets)
         for name, part in self.parts.items():
-            part_outputs = outputs_of[name]
-            part_targets = targets_of[name]
+            part_outputs = outputs_by_name[name]
+            part_targets = targets_by_name[name]
             weight = torch.as_tensor(part.count_targets(part_targets), device=outputs.device)
             with torch.no_grad():
                 loss = metrics.widen(part.compute_loss(part_outputs, part_targets))
@@ -178,7 +178,7 @@ def _prefix(name: str, key: str) -> str:
     return f"{_ALL}{name}/{key.removeprefix(_ALL)}" if key.startswith(_ALL) else f"{name}/{key}"
 
 
-def join_outputs(outputs_of_spec: Sequence[Output], _module: nn.Module, _inputs: Any, outputs: Any) -> Any:
+def join_outputs(spec_outputs: Sequence[Output], _module: nn.Module, _inputs: Any, outputs: Any) -> Any:
     """A forward hook: the tensors of a dict or tuple side by side (N, outputs), in the order of the spec.
 
     RequestError for other names, or another number of them. A single tensor stays as it is.
@@ -186,7 +186,7 @@ def join_outputs(outputs_of_spec: Sequence[Output], _module: nn.Module, _inputs:
     if isinstance(outputs, Tensor):
         return outputs
 
-    names = [output.name for output in outputs_of_spec]
+    names = [output.name for output in spec_outputs]
     if isinstance(outputs, Mapping):
         if set(outputs) != set(names):
             raise RequestError(
@@ -203,7 +203,7 @@ def join_outputs(outputs_of_spec: Sequence[Output], _module: nn.Module, _inputs:
         )
 
     columns = []
-    for output, tensor in zip(outputs_of_spec, outputs, strict=True):
+    for output, tensor in zip(spec_outputs, outputs, strict=True):
         values = tensor.unsqueeze(-1) if tensor.dim() == 1 else tensor
         if values.dim() != 2 or values.shape[1] != output.size:
             raise RequestError(

@@ -32,7 +32,7 @@ _COMPILED = "_compiled_call_impl"
 TORCH_ATTRIBUTES = frozenset((*nn.Module().__dict__, _COMPILED))
 
 
-def iterate_parts(value: Any) -> Iterator[tuple[str, Any]]:
+def _iterate_parts(value: Any) -> Iterator[tuple[str, Any]]:
     """Objects that a value holds, each with the suffix that accesses it: `[0]`, `['key']`, `.name`."""
     if isinstance(value, (*PLAIN_TYPES, *_STATELESS_TYPES, Tensor, np.ndarray)):
         return
@@ -48,11 +48,11 @@ def iterate_parts(value: Any) -> Iterator[tuple[str, Any]]:
         for item in list(value):
             yield "", item
 
-    for name, item in iterate_attributes(value):
+    for name, item in _iterate_attributes(value):
         yield f".{name}", item
 
 
-def iterate_attributes(value: Any) -> Iterator[tuple[str, Any]]:
+def _iterate_attributes(value: Any) -> Iterator[tuple[str, Any]]:
     """Name and value of an object's own attributes, including slots."""
     for name, item in list(getattr(value, "__dict__", {}).items()):
         if name != _COMPILED:
@@ -78,7 +78,7 @@ def iterate_reachable(value: Any) -> Iterator[Any]:
         visited.add(id(current))
         yield current
         # A list in place of recursion: objects may be nested deeper than Python's stack.
-        pending += [part for _, part in iterate_parts(current)]
+        pending += [part for _, part in _iterate_parts(current)]
 
 
 def find_enclosing_function(value: Any) -> types.FunctionType | None:
@@ -171,8 +171,8 @@ def find_difference(one: Any, two: Any, compared: set[tuple[int, int]] | None = 
         return ""
 
     # Elements and attributes, those of the first value before those that only the second one has.
-    parts = dict(iterate_parts(one))
-    others = dict(iterate_parts(two))
+    parts = dict(_iterate_parts(one))
+    others = dict(_iterate_parts(two))
     suffixes = [*parts, *(suffix for suffix in others if suffix not in parts)]
     for suffix in suffixes:
         if suffix not in parts or suffix not in others:
@@ -220,7 +220,7 @@ def name_modules(model: nn.Module) -> dict[str, nn.Module]:
     pending = list(modules.items())
     while pending:
         name, module = pending.pop(0)
-        for attribute, value in iterate_attributes(module):
+        for attribute, value in _iterate_attributes(module):
             if attribute in TORCH_ATTRIBUTES:
                 continue
             for suffix, inner in _iterate_modules(value):
@@ -250,4 +250,4 @@ def _iterate_modules(value: Any) -> Iterator[tuple[str, nn.Module]]:
         if isinstance(current, nn.Module):
             yield suffix, current
             continue
-        pending += [(suffix + more, part) for more, part in iterate_parts(current)]
+        pending += [(suffix + more, part) for more, part in _iterate_parts(current)]

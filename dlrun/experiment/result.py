@@ -34,8 +34,8 @@ _MOST_WINDOWS = 5_000
 def compute_baseline(objective: Objective, splits: Splits) -> dict[str, float]:
     """Metrics of the trivial answer, the training split's mean or majority class, on every split.
 
-    Of series the trivial forecast, which repeats what a window ends with. Empty where a dataset of the user's own has
-    no `targets`.
+    For series the naive forecast, which repeats the end of the window. Empty where a dataset of the user's own has no
+    `targets`.
     """
     if is_series(splits.spec) and not splits.spec.reconstructs:
         return _score_naive_forecasts(objective, splits)
@@ -114,7 +114,7 @@ def collect_result(
         baseline = {key: value for key, value in baseline.items() if key in metrics}
     return {
         "name": context.settings.run.name,
-        # A resumed run reads it where its start has written it.
+        # Written at the start of the run, so that a resumed run has it too.
         "parent": RunRecord(folder).environment.get("parent"),
         "status": status,
         "metrics": metrics,
@@ -131,7 +131,7 @@ def collect_result(
         "samples_per_second": progress.samples / seconds if seconds else None,
         "parameters": sum(p.numel() for p in context.state.model.parameters()),
         "config_hash": schema.hash_config(context.settings.plain),
-        "code_hash": compute_code_hash(context),
+        "code_hash": _compute_code_hash(context),
         "weights_sha256": weights_sha256,
         "warnings": context.notes,
         "error": error,
@@ -203,7 +203,7 @@ def diagnose(
     return notes + list(new_troubles.values())
 
 
-def compute_code_hash(context: RunContext) -> str:
+def _compute_code_hash(context: RunContext) -> str:
     """sha256 of the source files that define the model and the data."""
     digest = hashlib.sha256()
     data = hydra.utils.get_object(str(context.settings.data.target))

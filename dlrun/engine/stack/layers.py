@@ -4,15 +4,12 @@
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-# Computes (M, B, ...) from (M, B, ...).
-StackedForward = Callable[[Tensor], Tensor]
 
 
 class StackedLayer:
@@ -79,8 +76,7 @@ class StackedLinear(StackedLayer):
     def forward(self, x: Tensor) -> Tensor:
         """W x + b of each member."""
         weight = self.tensors["weight"]
-        # Of a sequence each place is a row.
-        # bmm takes three dimensions only.
+        # bmm takes three dimensions only: each position of a sequence is a row.
         rows = x if x.dim() == 3 else x.flatten(1, -2)
         output: Tensor = _BatchedLinear.apply(rows, weight, self.tensors.get("bias"))
         return output if x.dim() == 3 else output.view(*x.shape[:-1], -1)
@@ -192,7 +188,7 @@ class StackedBatchNorm(StackedLayer):
             self.tensors["num_batches_tracked"].add_(1)
 
         merged = F.batch_norm(
-            join_channels(x),
+            _join_channels(x),
             flat.get("running_mean") if not layer.training or layer.track_running_stats else None,
             flat.get("running_var") if not layer.training or layer.track_running_stats else None,
             flat.get("weight"),
@@ -201,7 +197,7 @@ class StackedBatchNorm(StackedLayer):
             layer.momentum,
             layer.eps,
         )
-        return split_channels(merged, members, rows, channels)
+        return _split_channels(merged, members, rows, channels)
 
 
 class StackedGroupNorm(StackedLayer):
@@ -213,9 +209,9 @@ class StackedGroupNorm(StackedLayer):
         flat = {name: values.flatten() for name, values in self.tensors.items()}
         # Groups lie within the channels of one member, so that no mean crosses members.
         merged = F.group_norm(
-            join_channels(x), members * self.first.num_groups, flat.get("weight"), flat.get("bias"), self.first.eps
+            _join_channels(x), members * self.first.num_groups, flat.get("weight"), flat.get("bias"), self.first.eps
         )
-        return split_channels(merged, members, rows, channels)
+        return _split_channels(merged, members, rows, channels)
 
 
 class StackedConvolution(StackedLayer):
@@ -242,7 +238,7 @@ class StackedConvolution(StackedLayer):
             return torch.stack([convolve(member_x, weight, b, *settings) for member_x, weight, b in parts])
 
         merged = convolve(
-            join_channels(x),
+            _join_channels(x),
             self.tensors["weight"].flatten(0, 1),
             None if bias is None else bias.flatten(),
             layer.stride,
@@ -251,7 +247,7 @@ class StackedConvolution(StackedLayer):
             # Groups keep the channels of one member from those of the next.
             members * layer.groups,
         )
-        return split_channels(merged, members, rows, layer.out_channels)
+        return _split_channels(merged, members, rows, layer.out_channels)
 
 
 class StackedBySample(StackedLayer):
@@ -275,12 +271,12 @@ class StackedBySample(StackedLayer):
         return output.transpose(0, 1) if is_inside else output
 
 
-def join_channels(x: Tensor) -> Tensor:
+def _join_channels(x: Tensor) -> Tensor:
     """(M, B, C, ...) -> (B, M C, ...)."""
     return x.transpose(0, 1).flatten(1, 2)
 
 
-def split_channels(x: Tensor, members: int, rows: int, channels: int) -> Tensor:
+def _split_channels(x: Tensor, members: int, rows: int, channels: int) -> Tensor:
     """(B, M C, ...) -> (M, B, C, ...)."""
     return x.view(rows, members, channels, *x.shape[2:]).transpose(0, 1)
 
@@ -334,7 +330,7 @@ for elementwise in (
 
 
 def register_stacked_layer(layer: type[nn.Module], stacked: type[StackedLayer]) -> None:
-    """Stack layers of this class, whose parameters may differ from member to member, by that class."""
+    """Let `stacked` compute layers of the class `layer`, whose parameters may differ from member to member."""
     STACKED_LAYERS[layer] = stacked
 
 

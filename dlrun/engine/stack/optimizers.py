@@ -71,7 +71,7 @@ class StackedOptimizer:
         return self._rate_column
 
     def step(self, gradient: Tensor) -> None:
-        """One step by gradients (m, D)."""
+        """Make one step by gradients (m, D)."""
         self.steps += 1
         self.update(gradient)
 
@@ -79,7 +79,7 @@ class StackedOptimizer:
         """Change weights and state; `steps` counts this step already."""
         raise NotImplementedError
 
-    def decay(self, gradient: Tensor) -> Tensor:
+    def add_weight_decay(self, gradient: Tensor) -> Tensor:
         """Gradients with the L2 penalty of weight decay."""
         if not self.has_weight_decay:
             return gradient
@@ -121,7 +121,7 @@ class StackedOptimizer:
         return True
 
     def get_counters(self) -> dict[str, Any]:
-        """What a parameter's state has besides tensors of its shape."""
+        """Entries of a parameter's state besides tensors of its shape."""
         return {"step": torch.tensor(float(self.steps))}
 
 
@@ -133,7 +133,7 @@ class StackedSGD(StackedOptimizer):
 
     def update(self, gradient: Tensor) -> None:
         """Change weights by -lr d, where d is the gradient, or its running sum with momentum."""
-        gradient = self.decay(gradient)
+        gradient = self.add_weight_decay(gradient)
         if not self.groups[0]["momentum"]:
             self.weights.addcmul_(self.get_rates(), gradient, value=-1)
             return
@@ -149,11 +149,11 @@ class StackedSGD(StackedOptimizer):
         self.weights.addcmul_(self.get_rates(), direction, value=-1)
 
     def is_kept(self, name: str) -> bool:
-        """The buffer is there with momentum only."""
+        """Whether there is momentum, which needs the buffer."""
         return bool(self.groups[0]["momentum"])
 
     def get_counters(self) -> dict[str, Any]:
-        """None: SGD does not count its steps."""
+        """No entries: SGD does not count its steps."""
         return {}
 
 
@@ -170,7 +170,7 @@ class StackedAdagrad(StackedOptimizer):
 
     def update(self, gradient: Tensor) -> None:
         """Change weights by -lr g / (sqrt(sum of squares) + eps)."""
-        gradient = self.decay(gradient)
+        gradient = self.add_weight_decay(gradient)
         rates = self.get_rates() / (1 + (self.steps - 1) * self.columns["lr_decay"])
         sums = self.state["sum"].addcmul_(gradient, gradient)
         self.weights.addcdiv_(rates * gradient, sums.sqrt().add_(self.columns["eps"]), value=-1)
@@ -184,7 +184,7 @@ class StackedRMSprop(StackedOptimizer):
 
     def update(self, gradient: Tensor) -> None:
         """Change weights by -lr g / (sqrt(running mean of squares) + eps), or by its running sum with momentum."""
-        gradient = self.decay(gradient)
+        gradient = self.add_weight_decay(gradient)
         alpha = self.columns["alpha"]
         squares = self.state["square_avg"]
         squares.mul_(alpha).addcmul_((1 - alpha) * gradient, gradient)
@@ -198,7 +198,7 @@ class StackedRMSprop(StackedOptimizer):
         self.weights.addcmul_(self.get_rates(), buffer, value=-1)
 
     def is_kept(self, name: str) -> bool:
-        """The buffer is there with momentum only."""
+        """Whether there is momentum, which needs the buffer."""
         return name != "momentum_buffer" or bool(self.groups[0]["momentum"])
 
 
@@ -219,7 +219,7 @@ class StackedAdam(StackedOptimizer):
         """Change weights by -lr m / (sqrt(v) + eps), with bias-corrected running means m of g and v of its square."""
         rates = self.get_rates()
         if not self.is_decoupled:
-            gradient = self.decay(gradient)
+            gradient = self.add_weight_decay(gradient)
         elif self.has_weight_decay:
             self.weights.mul_(1 - rates * self.weight_decay)
 

@@ -226,7 +226,7 @@ class Diagnostics(Callback):
         split = "train" if context.state.val is None else "val"
         accuracy = f"{split}/accuracy"
 
-        code = find_only_class(context.objective.predict(outputs), self.targets, spec)
+        code = _find_only_class(context.objective.predict(outputs), self.targets, spec)
         # task.metrics may leave the accuracy out.
         if code is None or accuracy not in idle[-1] or len({row[accuracy] for row in idle}) > 1:
             return {}
@@ -234,7 +234,7 @@ class Diagnostics(Callback):
         share = idle[-1][accuracy]
         first = next(row for row in self.rows if row[accuracy] == share)
         where = f"all {split} rows since epoch {int(first['epoch'])}"
-        return describe_single_class(code, where, share, context.baseline.get(accuracy), spec)
+        return _describe_single_class(code, where, share, context.baseline.get(accuracy), spec)
 
 
 def _read_rows(train: Batches, most: int) -> tuple[tuple[Tensor, ...], Tensor]:
@@ -283,7 +283,7 @@ def diagnose_run(
     answer, with keys such as "test/accuracy"; metrics count only where `predicted` is None, since those of the training
     split were measured during training.
     """
-    troubles = find_divergence(rows, lr, baseline) | find_stuck_loss(rows, baseline)
+    troubles = find_divergence(rows, lr, baseline) | _find_stuck_loss(rows, baseline)
     troubles |= _find_single_class(split, predicted, targets, spec, baseline)
     if not _REASONS & {*troubles, *reported}:
         troubles |= _find_trivial_result(split, predicted, targets, spec, metrics, baseline)
@@ -297,7 +297,7 @@ def diagnose_epoch(rows: Rows, lr: float | None, baseline: Mapping[str, float]) 
     # Two rising epochs are no trend yet.
     if len(rows) > _TREND_EPOCHS:
         troubles |= find_divergence(rows, lr, baseline)
-    return troubles | find_stuck_loss(rows, baseline) | find_overfitting(rows, baseline)
+    return troubles | _find_stuck_loss(rows, baseline) | find_overfitting(rows, baseline)
 
 
 def find_divergence(rows: Rows, lr: float | None, baseline: Mapping[str, float]) -> Troubles:
@@ -320,7 +320,7 @@ def find_divergence(rows: Rows, lr: float | None, baseline: Mapping[str, float])
     }
 
 
-def find_stuck_loss(rows: Rows, baseline: Mapping[str, float]) -> Troubles:
+def _find_stuck_loss(rows: Rows, baseline: Mapping[str, float]) -> Troubles:
     """Find a training loss that has not moved since the first epoch."""
     losses = [row["train/loss"] for row in rows]
     if len(losses) < _STUCK_EPOCHS or abs(losses[-1]) <= _compute_negligible_loss(baseline):
@@ -407,7 +407,7 @@ def _find_single_class(
     """Find one class predicted for every row, where more than one would be right."""
     if predicted is None or targets is None:
         return {}
-    code = find_only_class(predicted, targets, spec)
+    code = _find_only_class(predicted, targets, spec)
     if code is None:
         return {}
 
@@ -415,10 +415,10 @@ def _find_single_class(
     things = "positions" if spec.task == "tagging" else "rows"
     where = f"all {len(real_targets):,} {split} {things}"
     share = float((real_targets == code).double().mean())
-    return describe_single_class(code, where, share, baseline.get(f"{split}/accuracy"), spec)
+    return _describe_single_class(code, where, share, baseline.get(f"{split}/accuracy"), spec)
 
 
-def find_only_class(predicted: Tensor, targets: Tensor, spec: DataSpec) -> int | None:
+def _find_only_class(predicted: Tensor, targets: Tensor, spec: DataSpec) -> int | None:
     """The one class that is predicted for all rows, where more than one would be right; None if they differ.
 
     predicted and targets: class numbers (N,), for tagging (N, T) with padding.
@@ -433,7 +433,7 @@ def find_only_class(predicted: Tensor, targets: Tensor, spec: DataSpec) -> int |
     return int(classes[0])
 
 
-def describe_single_class(code: int, where: str, share: float, majority: float | None, spec: DataSpec) -> Troubles:
+def _describe_single_class(code: int, where: str, share: float, majority: float | None, spec: DataSpec) -> Troubles:
     """The trouble of one predicted class.
 
     share: of right predictions. majority: of the most frequent class, if that is known.

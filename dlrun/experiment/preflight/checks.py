@@ -54,7 +54,7 @@ class Layer:
 def inspect_layers(model: nn.Module, batch: Batch, objective: Objective, autocast: Any) -> list[Layer]:
     """Send `batch` through model and loss, and return the layer table.
 
-    Everything that the model keeps is afterwards as it was. Raises RequestError if the batch does not get through.
+    Leaves the model as it was. Raises RequestError if the batch does not get through.
     """
     # By layer name, in the order in which the layers return.
     shapes: dict[str, tuple[int, ...]] = {}
@@ -71,9 +71,9 @@ def inspect_layers(model: nn.Module, batch: Batch, objective: Objective, autocas
     handles = [module.register_forward_hook(partial(record, name)) for name, module in model.named_modules()]
     try:
         with preserve_state(model), restore_attributes(model), torch.no_grad(), autocast():
-            names = collect_parameter_names(model)
+            names = _collect_parameter_names(model)
             outputs = _run_model(model, batch)
-            refuse_late_parameters(model, names)
+            _refuse_late_parameters(model, names)
             _check_outputs(outputs, batch[1], objective)
             _check_loss(outputs, batch[1], objective)
     finally:
@@ -147,17 +147,17 @@ def _run_model(model: nn.Module, batch: Batch) -> Any:
         ) from error
 
 
-def collect_parameter_names(model: nn.Module) -> set[str]:
+def _collect_parameter_names(model: nn.Module) -> set[str]:
     """Return the names of all parameters that the model has now."""
     return {name for name, _ in model.named_parameters()}
 
 
-def refuse_late_parameters(model: nn.Module, names: set[str]) -> None:
+def _refuse_late_parameters(model: nn.Module, names: set[str]) -> None:
     """Raise RequestError for parameters made in `forward`: the optimizer was built before and would not train them.
 
     names: of the parameters before the first forward pass.
     """
-    late = sorted(collect_parameter_names(model) - names)
+    late = sorted(_collect_parameter_names(model) - names)
     if late:
         raise RequestError(
             f"the model makes {join_names(late)} in forward, where the optimizer does not see them and they would "
@@ -272,7 +272,7 @@ def check_batch_sizes(
 ) -> None:
     """Send batches of each size through model and loss as in training; RequestError for one that does not get through.
 
-    batch: a full one. work: multiply-adds for one row. Everything that the model keeps is afterwards as it was.
+    batch: a full one. work: multiply-adds for one row. Leaves the model as it was.
     """
     most_rows = max(2, int(_MOST_WORK / max(work, 1)))
     # Sizes that are equal after the cut need one pass only.
@@ -293,9 +293,9 @@ def check_batch_sizes(
                 torch.no_grad(),
                 autocast(),
             ):
-                names = collect_parameter_names(model)
+                names = _collect_parameter_names(model)
                 outputs = model.train()(*inputs)
-                refuse_late_parameters(model, names)
+                _refuse_late_parameters(model, names)
                 _check_outputs(outputs, targets, objective)
                 _check_loss(outputs, targets, objective)
         except Exception as error:  # the model may be the user's own
