@@ -141,24 +141,22 @@ def _combine_names(kinds: Sequence[str], names: Sequence[str]) -> list[str]:
 
 
 def _name_columns(evaluation: Evaluation) -> list[str]:
-    if evaluation.saved_model.spec.outputs:
-        return list(itertools.chain.from_iterable(map(_name_output_columns, evaluation.saved_model.spec.outputs)))
-    if evaluation.saved_model.spec.task == "multilabel":
-        labels = evaluation.saved_model.class_names
-        return _combine_names(("true", "predicted", "probability"), labels)
+    spec = evaluation.saved_model.spec
+    if spec.outputs:
+        return list(itertools.chain.from_iterable(map(_name_output_columns, spec.outputs)))
+    if spec.task == "multilabel":
+        return _combine_names(("true", "predicted", "probability"), evaluation.saved_model.class_names)
     if evaluation.probability is not None:
         return ["true", "predicted", "probability"]
+
     count = evaluation.targets.shape[1]
-    spec = evaluation.saved_model.spec
     if spec.reconstructs:
         names = spec.feature_names or [str(number) for number in range(count)]
         return ["mse", *(f"reconstructed_{name}" for name in names)]
     if count == 1:
         return ["true", "predicted"]
-    if is_series(spec):
-        steps = name_steps(spec)
-        return _combine_names(("true", "predicted"), steps)
-    return [*(f"true_{i}" for i in range(count)), *(f"predicted_{i}" for i in range(count))]
+    names = name_steps(spec) if is_series(spec) else [str(number) for number in range(count)]
+    return _combine_names(("true", "predicted"), names)
 
 
 def _iterate_cells(evaluation: Evaluation) -> Iterator[list[Any]]:
@@ -182,13 +180,13 @@ def _iterate_cells(evaluation: Evaluation) -> Iterator[list[Any]]:
             yield [*target, *prediction]
         return
 
-    if evaluation.saved_model.spec.task == "multilabel":
+    if spec.task == "multilabel":
         for target, prediction, row in zip(targets, predictions, evaluation.probability.tolist(), strict=True):
             yield [*target, *prediction, *(f"{probability:.6f}" for probability in row)]
         return
 
     names = evaluation.classes.names
-    is_binary = evaluation.saved_model.spec.task == "binary"
+    is_binary = spec.task == "binary"
     probabilities = evaluation.probability.tolist()
     for target, prediction, probability in zip(targets, predictions, probabilities, strict=True):
         # Of a binary task the probability is that of class 1, whichever class was predicted.
@@ -230,21 +228,19 @@ def _iterate_output_cells(evaluation: Evaluation) -> Iterator[list[Any]]:
 
 
 def _draw_figures(evaluation: Evaluation) -> Iterator[tuple[str, "Figure"]]:
+    spec = evaluation.saved_model.spec
     targets = evaluation.targets
     predictions = evaluation.predictions
-    if evaluation.saved_model.spec.reconstructs:
-        spec = evaluation.saved_model.spec
+    if spec.reconstructs:
         if spec.kind == "image":
             yield "reconstructions", reconstruction.draw_reconstructions(targets, predictions, spec, evaluation.split)
         return
 
     if evaluation.probability is None:
-        spec = evaluation.saved_model.spec
         names = name_steps(spec) if is_series(spec) else [str(i) for i in range(targets.shape[1])]
         yield "residuals", regression.draw_residuals(predictions, targets, names, evaluation.split)
         return
 
-    spec = evaluation.saved_model.spec
     if spec.task in ("multilabel", "multitask"):
         return
     yield "confusion", classification.draw_confusion_matrix(targets, predictions, spec, evaluation.split)

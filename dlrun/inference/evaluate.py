@@ -48,32 +48,32 @@ class PredictionCollector:
 
     def add(self, _inputs: tuple[Tensor, ...], outputs: Tensor, targets: Tensor) -> None:
         """Add one batch."""
+        task = self.objective.spec.task
         predictions = self.objective.predict(outputs)
-        if self.objective.spec.task == "regression":
-            self.targets.append(targets.double().cpu())
-            self.predictions.append(predictions.double().cpu())
+        if task == "regression":
+            self._append(targets.double(), predictions.double())
             return
 
         probabilities = self.objective.compute_probabilities(outputs.float())
-        if self.objective.spec.task == "multitask":
-            self.targets.append(targets.double().cpu())
-            self.predictions.append(predictions.double().cpu())
-            self.probabilities.append(probabilities.cpu())
+        if task == "multitask":
+            self._append(targets.double(), predictions.double(), probabilities)
             return
-        if self.objective.spec.task not in ("binary", "multilabel"):
+        if task == "multilabel":
+            self._append(targets.long(), predictions, probabilities)
+            return
+
+        # Of several classes, the probability of the predicted one.
+        if task != "binary":
             probabilities = probabilities.max(-1).values
-
-        if self.objective.spec.task == "multilabel":
-            self.targets.append(targets.long().cpu())
-            self.predictions.append(predictions.cpu())
-            self.probabilities.append(probabilities.cpu())
-            return
-
         # Boolean indexing flattens (N, length) to (tags,).
         is_real = targets != PADDING
-        self.targets.append(targets[is_real].cpu())
-        self.predictions.append(predictions[is_real].cpu())
-        self.probabilities.append(probabilities[is_real].cpu())
+        self._append(targets[is_real], predictions[is_real], probabilities[is_real])
+
+    def _append(self, targets: Tensor, predictions: Tensor, probabilities: Tensor | None = None) -> None:
+        self.targets.append(targets.cpu())
+        self.predictions.append(predictions.cpu())
+        if probabilities is not None:
+            self.probabilities.append(probabilities.cpu())
 
     def concatenate(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return targets, predictions and probabilities of all rows; no probabilities for regression."""
