@@ -13,6 +13,7 @@ import pytest
 
 from dlrun.cli.command import Command, Group
 from dlrun.cli.commands import DLRUN
+from dlrun.config import explain
 from dlrun.config.compose import compose_config
 from dlrun.config.explain import iter_keys
 
@@ -201,3 +202,8 @@ def test_an_exit_of_a_library_is_not_blamed_on_the_user(dlrun: Callable, monkeyp
     assert done.code == 2
     assert "code of your own" not in done.err
     assert "argparse.py, line" in done.err
+
+
+def test_a_mistyped_command_is_looked_for_among_all_of_them() -> None:
+    # config lies below cli, and has a list of its own.
+    assert sorted(explain._VERBS) == sorted(DLRUN.list_commands(DLRUN.make_context("dlrun", ["help"])))
