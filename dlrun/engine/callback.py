@@ -14,13 +14,13 @@ from dlrun.engine.state import TrainState
 
 
 class TrainerView:
-    """What callbacks see of a training: of `trainer.Trainer`, or of one member of a stack."""
+    """The part of a training that callbacks see: of `trainer.Trainer`, or of one member of a stack."""
 
     def __init__(self, state: TrainState) -> None:
         """state: everything that the training changes."""
         self.state = state
 
-        # Of the epoch that has ended last, or is about to: its metrics as far as they are known, ...
+        # The epoch that ended last, or is ending: its metrics as far as they are known, ...
         self.row: dict[str, float] = {}
         # ... whether it is better than all before, and epoch_seconds and samples_per_second.
         self.is_best = False
@@ -133,7 +133,7 @@ class Callback:
         self._logged_values = values
 
     def state_dict(self) -> dict[str, Any]:
-        """What checkpoints hold of this callback, as plain values and tensors.
+        """The state of this callback in checkpoints, as plain values and tensors.
 
         By default all attributes that a checkpoint can hold, but for those whose name begins with an underscore.
         """

@@ -12,7 +12,7 @@ from dlrun.core.errors import DlrunError, RunError
 from dlrun.core.user_code import add_user_line, get_first_clause
 from dlrun.engine.metrics import compute_auroc
 
-# What a metric is handed: class numbers or values, probabilities, or what the model returns.
+# The first argument of a metric: class numbers or values, probabilities, or the outputs of the model.
 MetricInput = Literal["predictions", "probabilities", "outputs"]
 
 

@@ -257,7 +257,7 @@ def seed_everything(seed: int) -> None:
     if torch.accelerator.is_available():
         torch.manual_seed(seed)
     else:
-        # What torch.manual_seed does on a CPU; besides, it queues a call and a traceback for a GPU that never comes.
+        # torch.manual_seed does this on a CPU, and queues a call and a traceback for a GPU that never comes.
         torch.default_generator.manual_seed(seed)
 
 

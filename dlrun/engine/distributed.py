@@ -39,7 +39,7 @@ _TRANSPORT_TEXTS = ("/gloo/", "Application timeout", "NCCL", "nccl")
 
 
 class Stop(Protocol):
-    """Whether the run is asked to stop; signal_number is that of the signal which asks, or 0."""
+    """Whether a stop is requested; signal_number is that of the signal that requests it, or 0."""
 
     signal_number: int
 
@@ -125,7 +125,7 @@ class Distributed:
         return function()
 
     def explain_failure(self, error: BaseException, message: str) -> str:
-        """Which rank failed, and how, when this one has ended in `error`; message: the explanation of `error`."""
+        """Explain which rank failed first, and how. message: the explanation of `error`, in which this rank ended."""
         return message
 
 

@@ -14,7 +14,7 @@ Layout = tuple[Shape, torch.dtype, bool]
 
 
 class BuiltBuffers:
-    """The buffers of a model as it was built, to tell those that came later."""
+    """The buffers that a model had when it was built, to find those that it creates later."""
 
     def __init__(self, net: nn.Module) -> None:
         """Record the buffers of a model that has met no data yet."""

@@ -1,4 +1,4 @@
-"""Which metrics each task has, and whether less or more of one is better; without torch, for whoever compares runs."""
+"""The metrics of each task, and whether less or more of one is better. No torch, as comparisons of runs import it."""
 
 from collections.abc import Collection, Mapping
 from typing import Literal
@@ -76,7 +76,7 @@ def select_metrics(row: Mapping[str, float]) -> dict[str, float]:
 def find_task(metrics: Collection[str]) -> str:
     """The task of a run by the names of its metrics, such as "test/r2"; "" if tasks share all of them."""
     names = {metric.partition("/")[2] for metric in metrics}
-    # It has the metrics of other tasks, and one more.
+    # Multilabel has the metrics of other tasks, and this one besides.
     if "micro_f1" in names:
         return "multilabel"
 

@@ -60,7 +60,7 @@ def compute_reconstruction_metrics(sums: MetricSums) -> dict[str, float]:
     rows = int(sums["rows"])
     spread = float((sums["total_squares"] - sums["total"].square() / rows).sum())
     squared = float(sums["squared"].sum())
-    # Of constant inputs only rounding is left.
+    # For constant inputs the spread is rounding error alone.
     is_constant = spread <= 1e-12 * float(sums["total_squares"].sum())
     count = rows * len(sums["squared"])
     return {

@@ -55,7 +55,7 @@ class MultitaskObjective(Objective):
                 raise RequestError(message.replace(", or module.function for one of yours", "")) from error
 
         object.__setattr__(self, "parts", parts)
-        # It has no loss function of its own.
+        # The name of its loss is that of all parts, as there is no loss function of its own.
         object.__setattr__(self, "loss_name", " + ".join(str(part.loss_name) for part in parts.values()))
 
     @property

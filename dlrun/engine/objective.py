@@ -99,7 +99,7 @@ class Objective:
             if self.class_weights is not None:
                 raise RequestError("task.class_weights and task.loss_args.weight are the same; leave out one of them")
             object.__setattr__(self, "class_weights", tuple(arguments.pop("weight")))
-        # Without arguments it is called as it is, in every step.
+        # Without arguments there is no partial: it would cost time in every step.
         return functools.partial(losses[name], **arguments) if arguments else losses[name]
 
     def _refuse_weights(self) -> None:
@@ -200,7 +200,7 @@ class Objective:
     def _compute_weighted_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Sum of the weighted losses, divided by the sum of the weights unless `reduction` is `sum`."""
         if self.loss_name in TAKES_WEIGHT:
-            # Of outputs in half precision, torch computes these in single precision.
+            # torch computes these losses in single precision if the outputs are in half precision.
             class_weights = self._get_class_weights(torch.promote_types(outputs.dtype, torch.float32), outputs.device)
             loss = self.loss_function(outputs, targets, weight=class_weights, reduction="sum")
         else:

@@ -17,7 +17,7 @@ _VALUES = frozenset((
 _KEYS = frozenset((type(None), bool, int, float, complex, str, bytes))
 # Levels of nested dictionaries and lists.
 _DEEPEST = 50
-# How a message names the part of a checkpoint; other keys are named as they are.
+# How messages name the parts of a checkpoint; other parts go by their keys.
 _OWNERS = {
     "model": "the model's state",
     "ema": "the averaged model's state",
@@ -50,7 +50,7 @@ def encode(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def join(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    """What `encode` would return for two states together, of what it has returned for each; no key is in both."""
+    """Join two encoded states that share no key, as if `encode` had been called on both together."""
     marks = [*first.get(NUMPY, []), *second.get(NUMPY, [])]
     return first | second | ({NUMPY: marks} if marks else {})
 
@@ -70,7 +70,7 @@ def _copy(value: Any, copies: dict[Any, Tensor]) -> Any:
     if kind is Tensor or kind is nn.Parameter:
         return _copy_tensor(value, copies)
     if kind in (dict, OrderedDict, Counter):
-        # With the attribute that torch adds to a state_dict: the versions of its layers.
+        # copy.copy keeps the attribute that torch adds to a state_dict: the versions of its layers.
         new = copy.copy(value)
         for key, item in value.items():
             new[key] = _copy(item, copies)

@@ -1,4 +1,4 @@
-"""Try a model out and leave it as it was: generators, buffers, modes, attributes of a user's modules."""
+"""Try a model and restore it: generators, buffers, modes, attributes of a user's modules."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -61,7 +61,7 @@ def _record_attributes(module: nn.Module) -> Callable[[], None]:
     """Record the attributes of one module; returns a function that restores them."""
     kind = type(module)
     registries = {name: dict(module.__dict__[name]) for name in _REGISTRIES}
-    # What a user's forward sets on self, such as a counter or a hidden state.
+    # Attributes that a user's forward pass may set, such as a counter or a hidden state.
     own = {name: value for name, value in module.__dict__.items() if name not in _TORCH_ATTRIBUTES}
     restorers = [_record_value(value, depth=2) for value in own.values()]
 

@@ -90,7 +90,7 @@ class CrossEntropy(Function):
     def forward(ctx: Any, outputs: Tensor, targets: Tensor, reduction: str) -> Tensor:
         """Compute the scalar loss of logits (N, classes) and class numbers (N,)."""
         z = _widen(outputs)
-        # With the largest logit subtracted nothing overflows.
+        # Subtracting the largest logit prevents overflow.
         shifted = z - z.amax(1, keepdim=True)
         log_probabilities = shifted - shifted.exp().sum(1, keepdim=True).log()
         count = _get_divisor(targets, reduction)

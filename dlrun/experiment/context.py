@@ -36,7 +36,7 @@ class Preflight:
 class Start:
     """The model before its first step."""
 
-    # Of a model small enough to watch its parameters move.
+    # Parameter values, for a model of a few numbers only.
     parameters: dict[str, float]
     # Answers to `probes`.
     predictions: dict[str, Answer]
@@ -58,7 +58,7 @@ class RunContext:
     baseline: dict[str, float]
     preflight: Preflight
     start: Start
-    # What the user should know, in order; result.json keeps them as warnings.
+    # Sentences for the user, in order; result.json has them as warnings.
     notes: list[str]
 
     # By their names in the config; empty on all ranks but the first.

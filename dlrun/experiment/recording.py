@@ -205,7 +205,7 @@ class Recording:
         self.console.log_only("".join(traceback.format_exception(error)))
 
         message = describe_failure(error, context, self.folder / "run.log")
-        # Where another rank failed first, its message tells more.
+        # If another rank failed first, its message replaces this one.
         message = context.runtime.ranks.explain_failure(error, message)
         # Hashing split weights would need the other processes, which may be gone.
         weights_sha256 = "" if context.state.sharded is not None else checkpoint.hash_weights(context.state.model)

@@ -33,7 +33,7 @@ MAY_CHANGE = (
 )  # fmt: skip
 FINISHED = ("completed", "early_stopped")
 
-# What reading a config raises if it is missing or damaged.
+# Errors of reading a config that is missing or damaged.
 _UNREADABLE = (OSError, DamageError, KeyError, TypeError, AttributeError)
 
 # Keys that a checkpoint must hold to be evaluated, and to be resumed.
@@ -369,7 +369,7 @@ def restore_checkpoint(request: Request, context: RunContext) -> dict[str, Any] 
 
 
 def describe_process(context: RunContext) -> dict[str, Any]:
-    """What a checkpoint records about the process that wrote it, for a resumed run to compare with its own."""
+    """Entries of a checkpoint about the process that writes it, which a resumed run compares with its own."""
     description = {
         "spec": context.splits.spec.to_dict(),
         "rows": context.state.train.rows,

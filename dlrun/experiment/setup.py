@@ -407,7 +407,7 @@ def _try_own_optimizer(settings: Settings, trusted_modules: list[str] | None) ->
                 optimizer.step()
             return optimizer.state_dict()
         except Exception:
-            # It may need a model of another kind. Then the first save tells what it holds.
+            # It may need another kind of model. Then the first save shows whether its state can be saved.
             return None
 
 
@@ -513,7 +513,7 @@ def _find_limit_notes(state: TrainState) -> list[str]:
 def _find_freeze_notes(settings: Settings) -> list[str]:
     """The note that frozen weights are random ones. A net of the user's own may load weights by itself."""
     component = settings.model
-    # Of a resumed run the settings do not name what its first weights were.
+    # From the plain config: the settings of a resumed run do not say what its first weights were.
     arguments = component.arguments
     is_trained = settings.plain["init_from"] or arguments.get("weights") or arguments.get("pretrained")
     if not component.keys.freeze or is_trained or not str(component.target).startswith("dlrun."):

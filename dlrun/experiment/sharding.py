@@ -42,7 +42,7 @@ def refuse_unsupported(settings: Settings, state: TrainState) -> None:
 
 
 def _choose_blocks(context: RunContext, trusted_modules: list[str] | None) -> bool:
-    """Whether the blocks of the model are gathered one by one, as they are if a trial step of a copy succeeds.
+    """Whether to gather the blocks of the model one by one: if a trial step of a copy succeeds that way.
 
     A net that reads the weights of its blocks outside of their forward passes, as for a loss of its own, is gathered at
     once. RequestError if the trial fails in that way too. All processes must call this at the same time.
@@ -64,7 +64,7 @@ def _choose_blocks(context: RunContext, trusted_modules: list[str] | None) -> bo
     except RequestError:
         raise
     except Exception as error:
-        # As above.
+        # The user's own code again.
         if is_out_of_memory(error):
             raise
         reason = user_code.explain(error) or f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -89,7 +89,7 @@ def fit(rows: Mapping[str, Split], spec: DataSpec, objective: Objective) -> tupl
     scores: Scores = {}
     for name, model in models.items():
         with warnings.catch_warnings():
-            # As much as the defaults converge.
+            # The defaults may not converge, which is fine for a comparison.
             warnings.simplefilter("ignore")
             model.fit(x, y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y)
         scores[name] = {}

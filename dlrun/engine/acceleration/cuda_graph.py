@@ -55,7 +55,7 @@ class RecordedStep:
 
     # Memory that its batches are copied into.
     group: list[Batch]
-    # Of the optimizer, if its step is part of the graph; None if it runs eagerly.
+    # Settings of the optimizer, if its step is part of the graph; None if it runs eagerly.
     settings: list[dict[str, Any]] | None
     # Memory of its results.
     records: StepRecords = field(default_factory=list)

@@ -34,7 +34,7 @@ class ExponentialMovingAverage:
         self._steps: int | Tensor = 0
         self._modules = list(zip(self._model.modules(), model.modules(), strict=True))
         self._average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-        # Where the followed model is split over the ranks, so is the average.
+        # The shards of the average, under device.strategy=fsdp2.
         self._sharded: ShardedWeights | None = None
         optimizer.register_step_post_hook(lambda stepped, *_: self.update(getattr(stepped, "found_inf", None)))
 

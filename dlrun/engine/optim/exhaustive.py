@@ -12,7 +12,7 @@ from torch.optim.optimizer import ParamsT
 
 from dlrun.core.errors import RequestError
 
-# Of one grid: at about 100 µs each this takes 10 s, and every checkpoint contains all of them.
+# Points of one grid: at about 100 µs each they take 10 s, and every checkpoint contains all of them.
 MOST_POINTS = 100_000
 
 

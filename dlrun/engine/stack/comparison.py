@@ -29,7 +29,7 @@ _MOST_ROWS = 8
 
 @dataclass
 class _Results:
-    """What the net of one member, or of all (M, ...), has computed."""
+    """Results of the net of one member, or of the stack with a leading dimension (M, ...)."""
 
     # In the second pass of training, so that what the first one leaves behind shows.
     outputs: Tensor
@@ -77,7 +77,7 @@ def compare_with_alone(members: Sequence[Member]) -> str | None:
 
 def _compare(members: Sequence[Member]) -> None:
     """Compute all of it alone and stacked; _DifferenceError says what differs."""
-    # Other rows in each pass, for a net that keeps some.
+    # Different rows in each pass, so that a net which keeps some shows.
     batches = [_pick_batch(members, first) for first in (0, _MOST_ROWS)]
     alone = []
     generators = []
@@ -100,13 +100,13 @@ def _pick_batch(members: Sequence[Member], first: int) -> Batch:
     """Inputs and targets (M, B, ...) of the first rows of the first epoch, or of those from `first` on."""
     data: Any = members[0].state.train
     rows = torch.stack([member.state.train.order.permutation(1) for member in members]).to(data.targets.device)
-    # Of few rows the first ones again.
+    # With too few rows the first ones are taken again.
     first = first if rows.shape[1] >= 2 * _MOST_ROWS else 0
     return gather(data, rows[:, first : first + _MOST_ROWS])
 
 
 def _compute_alone(member: Member, batches: Sequence[Batch]) -> _Results:
-    """What a copy of a member's own net computes, as its training alone would."""
+    """Results of a copy of a member's own net, computed as in a training alone."""
     model: nn.Module = duplicate(member.model)
     structure = describe_structure(model)
     attributes = _copy_attributes(model)
@@ -145,18 +145,18 @@ def _compute_alone(member: Member, batches: Sequence[Batch]) -> _Results:
 
 
 def _copy_attributes(model: nn.Module) -> dict[str, Any]:
-    """What the modules hold besides parameters, buffers and modules, by module; copies."""
+    """Copies of the attributes of all modules besides parameters, buffers and submodules, by module name."""
     attributes = {}
     for name, module in model.named_modules():
         own = {key: value for key, value in vars(module).items() if key not in TORCH_ATTRIBUTES}
-        # Modules are told by their structure.
+        # Modules stay out of the copies: describe_structure compares them.
         memo: dict[int, Any] = {id(part): part for part in model.modules()}
         attributes[name] = duplicate(own, memo)
     return attributes
 
 
 def _compute_stacked(members: Sequence[Member], batches: Sequence[Batch]) -> tuple[_Results, list[Tensor]]:
-    """What a stack of copies of the members' nets computes, (M, ...), and the states of the members' generators."""
+    """Results (M, ...) of a stack of copies of the members' nets, and the states of the members' generators."""
     generators = []
     for member in members:
         generators.append(torch.Generator(member.device))
@@ -174,7 +174,7 @@ def _compute_stacked(members: Sequence[Member], batches: Sequence[Batch]) -> tup
             losses = objective.compute_losses(outputs, targets)
             model.compute_gradient(losses)
 
-    # It would be right, and slower than alone.
+    # The results would be right, but slower than alone.
     if any("performance drop" in str(warning.message) for warning in warned):
         raise _DifferenceError("torch.func computes a part of its net member by member")
     begin = 0
@@ -188,7 +188,7 @@ def _compute_stacked(members: Sequence[Member], batches: Sequence[Batch]) -> tup
 
     model.train(False)
     with torch.inference_mode():
-        # As the validation data are given to the stack.
+        # An expanded view, as in StackTrainer.evaluate.
         shared = [column[:1].expand_as(column) for column in batches[-1][0]]
         model(*shared)
         evaluated = model(*batches[-1][0])

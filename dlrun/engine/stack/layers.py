@@ -103,7 +103,7 @@ class _BatchedLinear(torch.autograd.Function):
         # The data of the first layer take no gradient.
         input_gradient: Tensor | None = None
         if ctx.needs_input_grad[0]:
-            # With one output it is an outer product.
+            # With one output the product is an outer product.
             input_gradient = gradient * weight if weight.shape[1] == 1 else torch.bmm(gradient, weight)
         # One number of the bias serves all rows.
         bias_gradient = gradient.sum(1) if ctx.has_bias else None
@@ -141,7 +141,7 @@ def draw_dropout_masks(x: Tensor, rates: Sequence[float], generators: Sequence[t
     """Factors (M, ...) for inputs (M, ...): 0 with the member's rate, otherwise 1 / (1 - rate)."""
     masks = torch.empty_like(x, memory_format=torch.contiguous_format)
     for mask, rate, generator in zip(masks, rates, generators, strict=True):
-        # As torch draws in F.dropout, which draws nothing for these two.
+        # As F.dropout does, which draws nothing for these two rates.
         if rate == 0.0:
             mask.fill_(1.0)
         elif rate == 1.0:
@@ -173,7 +173,7 @@ class StackedBatchNorm(StackedLayer):
 
     @classmethod
     def covers(cls, layer: Any) -> bool:
-        """Not a mean over all batches so far, momentum=None."""
+        """All but momentum=None, a mean over all batches so far."""
         return layer.momentum is not None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -255,7 +255,7 @@ class StackedBySample(StackedLayer):
 
     @classmethod
     def covers(cls, layer: Any) -> bool:
-        """Not the places of maxima, nor a softmax over the batch."""
+        """All but pooling that returns indices, and a softmax over the batch."""
         if isinstance(layer, nn.Softmax | nn.LogSoftmax):
             # A softmax over dimension 0 would mix the rows of the batch.
             return layer.dim is not None and (layer.dim > 0 or layer.dim == -1)

@@ -24,7 +24,7 @@ class Member(TrainerView):
         # Copied at the end of each epoch, if the model's state holds nothing else.
         self.weights: MemberWeights | None = None
 
-        # What torch would draw from its global generator in a training alone.
+        # Takes the place of torch's global generator in a training alone.
         self.device = next(state.model.parameters()).device
         # Looking for them in hundreds of nets every epoch takes longer than a step.
         self._has_watched_parameters = bool(state.get_parameter_values())
@@ -91,5 +91,5 @@ class Member(TrainerView):
         try:
             self.state.check_finite()
         except Exception as error:
-            # Whatever it is ends this member, and the others of the stack train on.
+            # Any error ends this member alone; the others train on.
             self.error = error

@@ -16,10 +16,10 @@ from torch.nn.parameter import is_lazy
 
 from dlrun.engine.stack.layers import STACKED_LAYERS, draw_dropout_masks, list_chain
 
-# What vars() has of every module; its hooks change what it computes, the others are described as tensors.
-_OF_EVERY_MODULE = vars(nn.Module()).keys()
+# Attributes of every module: registries of tensors and modules, described elsewhere, and hooks.
+_MODULE_ATTRIBUTES = vars(nn.Module()).keys()
 
-# Values inside of values are described down to here.
+# Nested values are described down to this depth.
 _DEEPEST = 8
 
 
@@ -62,10 +62,10 @@ def _describe_module(module: nn.Module, prefix: str, names: Mapping[int, str]) -
         shape = "unknown" if is_lazy(tensor) else tuple(tensor.shape)
         tensors.append(f"{name}={shape} {tensor.dtype} {tensor.device} {tensor.requires_grad}")
 
-    values = {name: value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE}
+    values = {name: value for name, value in vars(module).items() if name not in _MODULE_ATTRIBUTES}
     if type(module) is nn.Dropout:
         del values["p"]
-    for name in _OF_EVERY_MODULE:
+    for name in _MODULE_ATTRIBUTES:
         hooks = vars(module)[name]
         # Keys of hooks are numbers that no other module has.
         if "hooks" in name and hooks:
@@ -81,13 +81,13 @@ def _describe_class(kind: type) -> str:
 
 
 def _describe_value(value: Any, names: Mapping[int, str], depth: int = 0) -> str:
-    """A value that a module holds; an object that cannot be compared is told from all others by its address.
+    """A value that a module holds; an object that cannot be compared is identified by its address.
 
     names: of the modules and tensors of the model, by their id.
     """
     if value is None or isinstance(value, bool | int | float | complex | str | bytes | torch.dtype | torch.device):
         return repr(value)
-    # Values within themselves, in the end.
+    # The limit ends the recursion for values that contain themselves.
     if depth < _DEEPEST:
         text = _describe_parts(value, names, depth + 1)
         if text is not None:
@@ -103,7 +103,7 @@ def _describe_parts(value: Any, names: Mapping[int, str], depth: int) -> str | N
 
     kind = _describe_class(type(value))
     if isinstance(value, nn.Module):
-        # One outside of the model keeps its tensors as they are.
+        # A module outside of the model is not stacked: members would have to share it.
         return f"module {names[id(value)]}" if id(value) in names else None
     if isinstance(value, type):
         return _describe_class(value)

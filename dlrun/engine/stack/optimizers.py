@@ -263,7 +263,7 @@ def find_obstacle(optimizer: Optimizer) -> str | None:
 
 
 def describe_kind(optimizer: Optimizer) -> tuple[str, bool, bool]:
-    """What optimizers that are stepped together have in common."""
+    """The properties that optimizers which are stepped together share."""
     group = optimizer.param_groups[0]
     kind = STACKED_OPTIMIZERS[type(optimizer)].__name__
     is_decoupled = bool(group.get("decoupled_weight_decay"))

@@ -29,7 +29,7 @@ class MemberWeights:
     row: Tensor
     # The same memory as bytes.
     content: memoryview
-    # Of the state, by sorted key.
+    # Parts of the state, by sorted key.
     parts: Sequence[Part]
 
 

@@ -1,4 +1,4 @@
-"""From settings to objects: nothing else instantiates what a config names."""
+"""Build objects from settings: nothing else instantiates the targets of a config."""
 
 import copy
 import dataclasses
@@ -174,7 +174,7 @@ def _find_unheeded(
     if splits.val is not None and not data_draw_val:
         reasons["val_fraction"] = "the data bring a validation part of their own"
 
-    # Where the data have a test_fraction, their seed is for drawing parts alone.
+    # Data with a test_fraction use their seed only to draw the parts.
     draws_test = "test_fraction" not in reasons and bool(arguments.get("test_fraction"))
     draws_val = "val_fraction" not in reasons and keys.val_fraction > 0
     is_shipped = str(settings.data.target).startswith("dlrun.data.")
@@ -206,7 +206,7 @@ def disable_splitting(settings: Settings, overrides: Sequence[str]) -> Settings:
     # Every window, whatever the distance of those that were trained on.
     if settings.data.target == SERIES_TARGET:
         arguments |= {"stride": 1, "folds": None, "fold": 0, "val_path": None, "test_path": None}
-    # Of tables: other ways to split.
+    # Tables have other ways to split.
     if settings.data.target in (TABLE_TARGET, TEXT_TARGET):
         arguments |= {"split": "random", "split_column": None, "folds": None, "fold": 0}
         arguments |= {"val_path": None, "test_path": None}

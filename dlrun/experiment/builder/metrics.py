@@ -32,7 +32,7 @@ _INPUTS: dict[str, MetricInput] = {
     "outputs": "outputs",
 }
 
-# By the first parameter of a user's function, what it is handed. Any other name stands for predictions.
+# Input of a user's function by the name of its first parameter; any other name stands for predictions.
 _PARAMETERS: dict[str, MetricInput] = {
     "probabilities": "probabilities",
     "probs": "probabilities",
@@ -57,7 +57,7 @@ _CONFUSION = "confusion"
 def build_metrics(
     settings: Settings, spec: DataSpec, trusted_modules: Sequence[str] | None
 ) -> list[str | ChosenMetric] | None:
-    """What `task.metrics` asks for: names of the task's own metrics, and others; None for all of the task's own.
+    """Build the metrics of `task.metrics`: names of the task's own, and others; None for all of the task's own.
 
     RequestError for an entry that cannot be a metric, and for two of one name.
     """
@@ -72,7 +72,7 @@ def build_metrics(
 def build_metrics_of_outputs(
     settings: Settings, specs: Mapping[str, DataSpec], trusted_modules: Sequence[str] | None
 ) -> dict[str, list[str | ChosenMetric]]:
-    """What `task.metrics` asks for of each of several outputs, by name; outputs that it leaves out keep their own.
+    """Build the metrics of `task.metrics` for several outputs, by name; outputs that it leaves out keep their own.
 
     specs: of each output alone. RequestError for an output that is not there, and for entries as `build_metrics` does.
     """
@@ -107,7 +107,7 @@ def _build_list(
             _check_confusion(settings, spec)
             continue
         if target == "loss":
-            # It is always there, and first.
+            # The loss is always there, and first.
             continue
 
         metric = _build_metric(target, arguments, spec, trusted_modules)
@@ -266,7 +266,7 @@ def _list_parameters(resolved: Any) -> Mapping[str, inspect.Parameter]:
 
 
 def _choose_input(resolved: Any, is_class: bool, is_torchmetrics: bool) -> MetricInput:
-    """What a function, or the `update` of a class, is handed: by the name of its first parameter."""
+    """The input of a function, or of the `update` of a class, by the name of its first parameter."""
     if is_torchmetrics:
         return "probabilities"
     names = [name for name in _list_parameters(resolved.update if is_class else resolved) if name != "self"]

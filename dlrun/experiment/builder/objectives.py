@@ -1,4 +1,4 @@
-"""From settings to an objective: the loss, whoever wrote it, and its class weights."""
+"""Build the objective from settings: dlrun's, torch's or the user's loss, and its class weights."""
 
 import inspect
 import math

@@ -118,7 +118,7 @@ def _is_trustworthy(resolved: Any, trusted_modules: Sequence[str]) -> bool:
     if _is_inside(module, tuple(trusted_modules)):
         return True
     if inspect.isfunction(resolved):
-        # Of dlrun's functions only those that return data: others in dlrun.data fetch files and write them.
+        # Only those functions of dlrun.data that return data: others fetch and write files.
         if not _is_inside(module, ("dlrun.data",)):
             return False
         return inspect.signature(resolved, eval_str=True).return_annotation is Splits
@@ -209,7 +209,7 @@ def _read_signature(target: Callable[..., Any]) -> inspect.Signature:
     try:
         return inspect.signature(target, eval_str=True, locals=names)
     except Exception:
-        # Annotations are code of whoever wrote the target.
+        # Annotations of a user's own target are code, and may raise anything.
         return inspect.signature(target)
 
 

@@ -16,7 +16,7 @@ from dlrun.runs import checkpoint
 # The most names in a sentence.
 _MOST = 6
 
-# What a net has before its names when it is held by another module: dlrun's own (`net.`) and Lightning's, for example.
+# Prefixes of names when another module holds the net: dlrun's own (`net.`) and Lightning's (`model.`), for example.
 _HOLDERS = ("net.", "model.")
 
 
@@ -97,7 +97,7 @@ def _apply_map(weights: Mapping[str, Tensor], name_map: Mapping[str, Any]) -> tu
     mapped: dict[str, Tensor] = {}
     dropped = []
     for name, tensor in weights.items():
-        # Of a prefix and a longer one, the longer one says more.
+        # The longest prefix is the most specific one.
         fitting = [(prefix, value) for prefix, value in prefixes if _has_prefix(name, prefix)]
         other = name
         if fitting:

@@ -1,1 +1,1 @@
-"""What watches a training and records it."""
+"""Callbacks of dlrun's own: they record, show and judge a training."""

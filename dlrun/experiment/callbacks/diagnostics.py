@@ -62,7 +62,7 @@ _TREND_EPOCHS = 3
 _STUCK_EPOCHS = 10
 _STUCK_CHANGE = 1e-6
 # The validation loss must stay this share of its best above it, over more epochs than the patience that is proposed,
-# so that a run which that patience has ended is not told again.
+# so that it is not proposed to a run which that patience has ended.
 _OVERFIT_RISE = 0.1
 _PATIENCE = 3
 # A change by 1 % of the trivial answer's loss can be seen in the other metrics, a smaller one not.
@@ -83,7 +83,7 @@ _DEAD_SHARE = 0.8
 # Normalized inputs have mean 0 and standard deviation 1; ten to thirty times that is no matter of taste.
 _FAR_MEAN = 10.0
 _FAR_STD = 30.0
-# What autograd calls operations that move numbers and leave them as they are.
+# Autograd's names of operations that only reshape or copy.
 _RESHAPING = ("View", "Reshape", "Squeeze", "Unsqueeze", "ToCopy")
 
 
@@ -92,7 +92,7 @@ RELUS = (nn.ReLU, nn.ReLU6)
 
 
 class Diagnostics(Callback):
-    """Looks at curves, gradients and some training rows after an epoch, and reports each kind of trouble once.
+    """Examines curves, gradients and some training rows after an epoch, and reports each kind of trouble once.
 
     A trouble is printed by `say` and added to the run's notes. Reported troubles are part of the training's progress,
     so that a resumed run reports what the uninterrupted one does. Model, modes and generators stay as they were.
@@ -117,15 +117,15 @@ class Diagnostics(Callback):
         # Reading rows may draw numbers (augmentation), which the training must not notice.
         with device.preserve_rng_state():
             self.inputs, self.targets = _read_rows(context.state.train, row_count)
-        # Without any of these the outputs alone are looked at, now and then.
+        # Without ReLUs only the outputs are examined, and only in some epochs.
         self.has_relus = any(isinstance(layer, RELUS) for layer in context.state.model.modules())
 
         troubles = context.state.progress.troubles
         context.notes.extend([note for note in troubles.values() if note not in context.notes])
 
     def on_epoch_end(self, trainer: TrainerView, row: dict[str, float]) -> None:
-        """Look at the epoch, if it is one of those to look at."""
-        # As metrics.jsonl gives it when it is read again: without infinite values.
+        """Examine the epoch, if it is one of those to examine."""
+        # Without infinite values, as metrics.jsonl has none when it is read again.
         self.rows.append({key: value if math.isfinite(value) else math.nan for key, value in row.items()})
         number = int(row["epoch"])
         if not self.is_examined(number):
@@ -566,7 +566,7 @@ def find_dead_units(awake: Mapping[str, Tensor]) -> Troubles:
 def find_vanishing_gradients(model: nn.Module) -> Troubles:
     """Find weights whose gradients (root mean square) are a thousandth of the largest ones."""
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None and p.dim() > 1}
-    # What passes one activation cannot vanish on its way: that is a saddle.
+    # Behind a single activation gradients do not vanish: small ones mean a saddle.
     if len(gradients) < 3:
         return {}
 

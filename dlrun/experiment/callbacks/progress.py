@@ -76,7 +76,7 @@ class ProgressDisplay(Callback):
         epoch = min(progress.epoch + 1, limits.epochs)
         steps_of_epoch = progress.step - steps_per_epoch * (epoch - 1)
 
-        # Of this process: a resumed run has made others before.
+        # Steps of this process: an earlier one may have made others.
         seconds = time.perf_counter() - self._started
         steps = progress.step - self._first_step
         rate = ""

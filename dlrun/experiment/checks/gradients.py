@@ -68,7 +68,7 @@ class Subject:
     x: Tensor
     parameters: dict[str, Tensor]
 
-    # What a step of the difference quotient is a multiple of, for each entry of x.
+    # Scale of the steps of the difference quotient, for each entry of x.
     unit: Tensor
 
     bends_at_zero: bool = False

@@ -141,7 +141,7 @@ def measure_curve(state: TrainState, optimizer: Optimizer, groups: Sequence[int]
     for loss in _train_at_rates(state, optimizer, groups, rates):
         losses.append(loss)
         curve = Curve(rates[: len(losses)], losses)
-        # Of three steps: a single one may be noise.
+        # Three steps, as a single one may be noise.
         newest = losses[-3:]
         if len(losses) > _FLAT and (min(newest) > curve.ceiling or max(newest) < _LEARNT * curve.level):
             break

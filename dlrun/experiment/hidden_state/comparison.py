@@ -1,4 +1,4 @@
-"""State that resume cannot see: do objects loaded from a checkpoint behave like those in training?
+"""State outside the checkpoint: do objects loaded from a checkpoint behave like those in training?
 
 Checked at a few checkpoints of a run until a difference is found, and only where the data, net, loss, optimizer or
 schedule are of the user's own: dlrun's and torch's keep all that they need in the checkpoint. Copies alone are called,
@@ -61,7 +61,7 @@ _CLEAR = 1e-3
 
 _MOST_NAMED = 3
 _MOST_TRIALS = 20
-# What a net counts may act every few calls only: so many calls in training are compared where they take little time.
+# A counter in a net may act only every few calls: so many calls in training are compared, if they take little time.
 _MOST_CALLS = 24
 # A forward pass of so many multiply-adds takes about a tenth of a second.
 _MOST_WORK = 4e9
@@ -433,7 +433,7 @@ def take_sample(batch: Batch, work: int) -> Batch:
 
 
 def _read_sample(context: RunContext) -> Batch:
-    """Some rows of the first batch; the generators are afterwards as they were."""
+    """Some rows of the first batch; reading them does not advance the generators."""
     with preserve_rng_state():
         return take_sample(next(context.state.train.epoch(1)), 0)
 

@@ -14,7 +14,7 @@ from torch import nn
 from dlrun.core.own_code import has_own_file, is_ours
 from dlrun.engine.object_state import PLAIN_TYPES, count_bytes, duplicate, iterate_reachable
 
-# Of one variable: data that a module holds are not copied.
+# Largest variable that is copied: data that a module holds are left out.
 _MOST_BYTES = 2**26
 
 
@@ -35,7 +35,7 @@ Key = tuple[int, str]
 class Variable:
     """The place of one value."""
 
-    # For people: "the global CALLS of mynet.py".
+    # As messages name it: "the global CALLS of mynet.py".
     label: str
     key: Key
 
@@ -197,7 +197,7 @@ class Surroundings:
 
     @contextlib.contextmanager
     def put_in_place(self) -> Iterator[None]:
-        """Put copies of these values into the variables inside; restore afterwards the very objects of before."""
+        """Give the variables copies of these values inside the block; on exit they hold their own objects again."""
         before = {key: variable.read() for key, variable in self.variables.items()}
         copies = {key: duplicate(value) for key, value in self.values.items()}
         try:

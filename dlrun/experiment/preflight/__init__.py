@@ -1,1 +1,1 @@
-"""What is looked at before the first step."""
+"""Checks before the first step."""

@@ -29,7 +29,7 @@ _LOSSES_WITH_SIGMOID = ("bce_with_logits", "scratch_bce_with_logits")
 def find_redundant_layer(model: nn.Module, batch: Batch, objective: Objective, autocast: Any) -> str | None:
     """Return a note if the model's last layer does what the loss does again, else None.
 
-    Sends `batch` through a model in evaluation mode, which is afterwards as it was.
+    Sends `batch` through the model in evaluation mode, and restores it.
     """
     kinds = _LAYERS.get(objective.spec.task, ())
     suspects = [module for module in model.modules() if isinstance(module, kinds)]

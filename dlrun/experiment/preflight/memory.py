@@ -21,7 +21,7 @@ class Estimate:
     gradients: int
     optimizer: int
 
-    # Of one batch.
+    # Outputs of the layers for one batch.
     activations: int
 
     @property

@@ -1,1 +1,1 @@
-"""What a run shows at its end: the terminal, report.html, figures."""
+"""Reports of one run: on the terminal, in report.html, as figures."""

@@ -1,4 +1,4 @@
-"""Which pictures a run gets: the same in figures/*.png and in TensorBoard."""
+"""The pictures of a run: the same in figures/*.png and in TensorBoard."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,7 +50,7 @@ _PARAMETER = "parameter/"
 def draw_all(context: RunContext, folder: Path, run_logger: RunLogger, outputs: FinalOutputs) -> None:
     """Draw every picture that makes sense for the run, and precision-recall curves, from the weights it holds now.
 
-    The model's mode and the generators are afterwards as they were.
+    Restores the model's mode and the generators.
     """
     target = folder / "figures"
     target.mkdir(exist_ok=True)

@@ -16,11 +16,11 @@ from dlrun.runs.record import RunRecord
 from dlrun.runs.reports import page
 from dlrun.runs.reports.console import describe_end, format_number
 
-# Of a curve, in CSS pixels.
+# Size of a curve in CSS pixels.
 _WIDTH = 280
 _HEIGHT = 120
 
-# Of a line: more cannot be seen, and would make the page large.
+# Points of a line: more cannot be seen, and would make the page large.
 _MOST_POINTS = 400
 
 
@@ -113,13 +113,13 @@ def _find_pictures(figures: Path) -> list[Path]:
 
 
 def _collect_facts(context: RunContext, folder: Path, result: dict[str, Any]) -> list[tuple[str, str]]:
-    # Whoever removed environment.json has a page without it.
+    # Empty if environment.json was removed; the page goes without it.
     record = RunRecord(folder)
     environment = record.environment
     facts = _list_labels(context)
     facts += [(key, str(environment[key])) for key in ("command", "started") if key in environment]
 
-    # As the terminal described the run, with the optimizer as the config has it.
+    # The terminal's description of the run, but with the optimizer of the config.
     description = dict(terminal.describe_run(context))
     description["optimizer"] = _describe_optimizer(context)
     facts += description.items()
@@ -154,7 +154,7 @@ def _draw_curves(rows: Sequence[dict[str, float]]) -> str:
 
     keys = list(select_metrics(rows[-1]))
     split_keys = [key for key in keys if key.startswith(("train/", "val/"))]
-    # Without repetition, in order.
+    # Each name once, in order.
     names = dict.fromkeys(key.partition("/")[2] for key in split_keys)
     curves = [_draw_curve(name, rows, {"train": f"train/{name}", "val": f"val/{name}"}) for name in names]
     curves += [_draw_curve(key, rows, {"logged": key}) for key in keys if key not in split_keys]

@@ -72,7 +72,7 @@ def describe_run(context: RunContext) -> list[tuple[str, str]]:
     data = f"{rows}, {where}; {_describe_spec(context.splits.spec)}"
 
     model = f"{format_number(_count_parameters(context))} parameters{_describe_frozen(context)}"
-    # Of each parameter group, by the name that metrics.jsonl has for it.
+    # The rate of each parameter group, by its name in metrics.jsonl.
     rates = context.state.schedule.get_learning_rates()
     optimizer = ", ".join(f"{name} {rate:g}" for name, rate in rates.items()) + _describe_schedule(context)
     device = f"{context.runtime.description}, {context.runtime.precision}, {_describe_threads()}"

@@ -24,7 +24,7 @@ class History(Callback):
         self.are_best: list[bool] = []
         # Step and values of each log point.
         self.log_points: list[tuple[int, dict[str, float]]] = []
-        # As in fingerprints.jsonl.
+        # Lines of fingerprints.jsonl.
         self.fingerprints: list[dict[str, Any]] = [{"epoch": 0, "step": 0, "weights_sha256": hash_weights(model)}]
         self._model = model
         # Epoch, step, metrics and, unless they are in the row, weights of the best epoch.

@@ -146,7 +146,7 @@ def is_power_of_two(number: int) -> bool:
 
 
 class SparseDiagnostics(Diagnostics):
-    """Diagnostics that look at epochs 1, 2, 4, 8 ... and the last: a look takes as long as the steps of an epoch."""
+    """Diagnostics of epochs 1, 2, 4, 8 ... and the last: an examination takes as long as the steps of an epoch."""
 
     # What `probe` returns in this epoch, if the stack has computed it for all members at once.
     _probed: tuple[Tensor, dict[str, Tensor]] | None = None
@@ -156,7 +156,7 @@ class SparseDiagnostics(Diagnostics):
         return is_power_of_two(number) or self.context.state.is_finished
 
     def on_epoch_end(self, trainer: TrainerView, row: dict[str, float]) -> None:
-        """Look at the epoch, if it is one of those to look at."""
+        """Examine the epoch, if it is one of those to examine."""
         super().on_epoch_end(trainer, row)
         # The next epoch has other weights.
         self._probed = None

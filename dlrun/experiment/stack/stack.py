@@ -34,7 +34,7 @@ from dlrun.runs.reports.plots import canvas
 _SECONDS_BETWEEN_SAVES = 1.0
 _SAVE_SHARE = 20
 
-# As many runs that end together are recorded by several processes: a fork takes as long as half a run's folder.
+# Fewest runs ending together that are recorded by several processes: a fork takes as long as half a run's folder.
 _FEWEST_TO_SHARE = 8
 # Processes for each core: most of the time of a folder goes into waiting for the disk.
 _PROCESSES_PER_CORE = 3
@@ -182,7 +182,7 @@ class Stack:
                 code = self.runs[number].record(len(self.runs), self._is_verified)
                 self._is_verified = True
             except (Exception, SystemExit) as raised:
-                # What one run cannot write, or cannot evaluate, is no matter of the others.
+                # A run that cannot be written or evaluated does not end the others.
                 error = raised
             self.end_run(number, code, error)
 
@@ -259,7 +259,7 @@ class Stack:
             state = checkpoint.load(self.file)
         except CheckpointError:
             if self.file.exists():
-                # It may only be unreadable for the moment.
+                # Kept under another name: it may be unreadable only for the moment.
                 self.file.replace(self.file.with_suffix(".damaged"))
             return False
 
