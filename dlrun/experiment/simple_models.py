@@ -52,25 +52,25 @@ def compare(context: RunContext, metrics: Mapping[str, float]) -> tuple[Scores, 
     if explain_absence(context) is not None or "train" not in rows:
         return {}, []
     try:
-        scores, notes = fit(rows, context.splits.spec, context.objective)
+        scores, notes = fit_and_score(rows, context.splits.spec, context.objective)
     except (DlrunError, ValueError):
         # A metric of the user's own, or a part of one class: the net's results stand without a comparison.
         return {}, []
-    return scores, [*notes, *_find_better(scores, metrics, rows)]
+    return scores, [*notes, *_find_better_models(scores, metrics, rows)]
 
 
-def fit(rows: Mapping[str, Split], spec: DataSpec, objective: Objective) -> tuple[Scores, list[str]]:
+def fit_and_score(rows: Mapping[str, Split], spec: DataSpec, objective: Objective) -> tuple[Scores, list[str]]:
     """Fit ridge or logistic regression and HistGradientBoosting, with their defaults, to the part `train`.
 
-    Returns the objective's metrics, without the loss, of both on the other parts; and notes on what was cut.
+    Returns metrics of both on the other parts, without the loss; and notes on rows and models that were left out.
     """
     train = rows["train"]
     width = len(spec.code_counts or spec.feature_names) or spec.input_size
     count = min(len(train), max(1, _MOST_VALUES // (width * spec.output_size)))
     # Evenly spaced, so that sorted classes stay mixed.
-    chosen = torch.linspace(0, len(train) - 1, count).long()
-    x = _to_array(train.inputs[0][chosen])
-    y = _to_array(train.targets[chosen])
+    indices = torch.linspace(0, len(train) - 1, count).long()
+    x = _to_array(train.inputs[0][indices])
+    y = _to_array(train.targets[indices])
     notes = []
     if count < len(train):
         notes.append(f"scikit-learn's models were fitted to {count:,} of {len(train):,} training rows, to save time.")
@@ -85,7 +85,7 @@ def fit(rows: Mapping[str, Split], spec: DataSpec, objective: Objective) -> tupl
         )
 
     # Losses differ between models; the metrics of the run are the measure.
-    measure = dataclasses.replace(objective, loss_name=None, own_loss=None, loss_args={}, class_weights=None)
+    scorer = dataclasses.replace(objective, loss_name=None, own_loss=None, loss_args={}, class_weights=None)
     scores: Scores = {}
     for name, model in models.items():
         with warnings.catch_warnings():
@@ -95,8 +95,8 @@ def fit(rows: Mapping[str, Split], spec: DataSpec, objective: Objective) -> tupl
         scores[name] = {}
         for part in ("val", "test"):
             if part in rows:
-                outputs = _predict(model, rows[part], spec, measure)
-                values = measure.score_outputs(outputs, _widen(rows[part].targets))
+                outputs = _predict(model, rows[part], spec, scorer)
+                values = scorer.score_outputs(outputs, _widen(rows[part].targets))
                 scores[name] |= {f"{part}/{key}": value for key, value in values.items() if key != "loss"}
     return scores, notes
 
@@ -155,7 +155,7 @@ def _widen(values: Tensor) -> Tensor:
     return values.double() if values.is_floating_point() else values
 
 
-def _find_better(scores: Scores, metrics: Mapping[str, float], rows: Mapping[str, Split]) -> list[str]:
+def _find_better_models(scores: Scores, metrics: Mapping[str, float], rows: Mapping[str, Split]) -> list[str]:
     """A note where a simple model is better than the net by the first metric whose direction is known."""
     part = "test" if "test" in rows else "val"
     keys = [key for key in metrics if key.startswith(f"{part}/") and all(key in values for values in scores.values())]

@@ -11,7 +11,7 @@ from dlrun.engine.stack.model import has_chain
 from dlrun.experiment.context import RunContext
 from dlrun.experiment.stack import choice
 from dlrun.experiment.stack.halving import Halving
-from dlrun.experiment.stack.stack import Prepared, prepare_run, read_keys
+from dlrun.experiment.stack.stack import PreparedRun, prepare_run, read_keys
 from dlrun.sweep.jobs import Job, has_own_code
 
 # Fewer jobs are trained alone by sweep.stack=auto: they would hardly end sooner, and are equal to the bit that way.
@@ -46,16 +46,16 @@ class PreparedJobs:
     """Jobs that were built to check them, for stacks that need not build them again."""
 
     def __init__(self) -> None:
-        self.by_key: dict[str, Prepared] = {}
+        self.by_key: dict[str, PreparedRun] = {}
         self._parameters = 0
 
     def add(self, job: Job, context: RunContext) -> None:
         """Keep a job whose net is small; what large ones take is better left to those that train."""
         self._parameters += sum(parameter.numel() for parameter in context.state.model.parameters())
         if self._parameters <= _MOST_PARAMETERS:
-            self.by_key[job.key] = Prepared(context, get_rng_state())
+            self.by_key[job.key] = PreparedRun(context, get_rng_state())
 
-    def take(self, job: Job) -> Prepared | None:
+    def take(self, job: Job) -> PreparedRun | None:
         """Hand a job over, if it was kept."""
         return self.by_key.pop(job.key, None)
 

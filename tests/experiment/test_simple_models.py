@@ -47,7 +47,7 @@ def test_metrics_are_those_of_scikit_learn_in_the_unit_of_the_target() -> None:
     from sklearn.metrics import mean_squared_error, r2_score
 
     rows, spec = make_regression()
-    scores, notes = simple_models.fit(rows, spec, Objective(spec))
+    scores, notes = simple_models.fit_and_score(rows, spec, Objective(spec))
     columns = {}
     for name, part in rows.items():
         x = part.inputs[0].numpy()
@@ -69,7 +69,7 @@ def test_large_tables_are_cut_and_it_is_said(monkeypatch: pytest.MonkeyPatch) ->
     rows, spec = make_regression()
     monkeypatch.setattr(simple_models, "_MOST_VALUES", 40)
     monkeypatch.setattr(simple_models, "_MOST_TREE_VALUES", 1)
-    scores, notes = simple_models.fit(rows, spec, Objective(spec))
+    scores, notes = simple_models.fit_and_score(rows, spec, Objective(spec))
     assert list(scores) == ["ridge regression"]
     assert "20 of 60 training rows" in notes[0]
     assert "gradient boosting was not tried" in notes[1]

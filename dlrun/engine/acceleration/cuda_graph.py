@@ -78,7 +78,7 @@ class CudaGraphStep:
         self.warn = warn
         self.is_usable = True
         self.warm_up_steps: dict[tuple[Any, ...], int] = {}
-        self.recorded: dict[tuple[Any, ...], RecordedStep] = {}
+        self.recorded_steps: dict[tuple[Any, ...], RecordedStep] = {}
         # The step whose gradients the parameters hold.
         self.current: RecordedStep | None = None
 
@@ -98,7 +98,7 @@ class CudaGraphStep:
                 _step_eagerly(state, group, records)
             return True
 
-        recorded = self.recorded.get(shape)
+        recorded = self.recorded_steps.get(shape)
         if recorded is None or recorded.settings != _get_recordable_settings(state):
             recorded = self._record(state, shape, group)
         if recorded is None:
@@ -122,7 +122,7 @@ class CudaGraphStep:
                     state.optimizer.step()
 
         # Free the memory of a graph with other settings first.
-        self.recorded.pop(shape, None)
+        self.recorded_steps.pop(shape, None)
         try:
             recorded.replay = self.recorder.record(make_step)
         except Exception as error:
@@ -135,7 +135,7 @@ class CudaGraphStep:
 
         recorded.gradients = [p.grad for p in state.model.parameters()]
         recorded.norm = state.grad_norm
-        self.recorded[shape] = recorded
+        self.recorded_steps[shape] = recorded
         self.current = recorded
         return recorded
 

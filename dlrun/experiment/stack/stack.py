@@ -30,7 +30,7 @@ from dlrun.runs import checkpoint
 from dlrun.runs.loggers.tensorboard import TensorBoardLogger
 from dlrun.runs.reports.plots import canvas
 
-# A stack is saved after so long, and seldom enough that saving takes a twentieth of the time at most.
+# Least time between two saves; it grows so that saving takes a twentieth of the time at most.
 _SECONDS_BETWEEN_SAVES = 1.0
 _SAVE_SHARE = 20
 
@@ -45,15 +45,17 @@ RunEnd = Callable[[int, int, BaseException | None], bool]
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedRun:
     """A run that was built to check it."""
 
     context: RunContext
-    # State of all generators after that.
+    # State of all generators after it was built.
     rng: dict[str, Any]
 
 
-def prepare_run(request: Request, prepared: Prepared | None = None, preflight: Preflight | None = None) -> StackedRun:
+def prepare_run(
+    request: Request, prepared: PreparedRun | None = None, preflight: Preflight | None = None
+) -> StackedRun:
     """Build and check a run as if it were to train alone; RequestError for anything that is wrong with it.
 
     prepared: the run, if it was built before; preflight: what it showed of another run with the same net.
@@ -79,24 +81,24 @@ class Stack:
         self,
         runs: Sequence[StackedRun],
         file: Path,
-        recorded: Sequence[bool],
+        is_recorded: Sequence[bool],
         on_run_end: RunEnd,
         say: Callable[[str], None],
         halving: Halving | None = None,
     ) -> None:
-        """recorded: which runs have their folders already, and train along so that the others do as before.
+        """is_recorded: which runs have their folders already; they train along, so that the others round as before.
 
         halving: ends the worse runs between two epochs; None trains all to their ends.
         """
         self.runs = list(runs)
         self.file = file
-        self.recorded = list(recorded)
+        self.is_recorded = list(is_recorded)
         self.on_run_end = on_run_end
         self.halving = halving
         self.disk_problems = DiskProblems(say)
         self.is_stopping = False
-        self.is_due = False
-        self._saved_at = time.monotonic()
+        self.is_save_due = False
+        self._last_save = time.monotonic()
         self._save_seconds = 0.0
         self._is_verified = False
 
@@ -163,21 +165,22 @@ class Stack:
 
     def record(self, members: Sequence[Member]) -> None:
         """Write the folders of the runs that have left the stack."""
-        self.is_due = True
+        self.is_save_due = True
         numbers = [self.find_number(member) for member in members]
-        numbers = [number for number in numbers if not self.recorded[number]]
+        numbers = [number for number in numbers if not self.is_recorded[number]]
         with device.compute_in_one_thread():
             if len(numbers) >= _FEWEST_TO_SHARE and all(map(self.can_fork, numbers)):
                 self.record_in_forks(numbers)
             else:
-                self.record_here(numbers)
+                self.record_one_by_one(numbers)
 
-    def record_here(self, numbers: Sequence[int]) -> None:
+    def record_one_by_one(self, numbers: Sequence[int]) -> None:
         """Write folders one after the other."""
         for number in numbers:
             if self.is_stopping:
                 return
-            code, error = 1, None
+            code = 1
+            error: BaseException | None = None
             try:
                 code = self.runs[number].record(len(self.runs), self._is_verified)
                 self._is_verified = True
@@ -218,13 +221,13 @@ class Stack:
 
     def end_run(self, number: int, code: int, error: BaseException | None) -> None:
         """Report a run whose folder is written, or could not be."""
-        self.recorded[number] = True
+        self.is_recorded[number] = True
         self.is_stopping = not self.on_run_end(number, code, error)
 
     def save_if_due(self, trainer: StackTrainer) -> None:
         """Save the stack if the last save is long enough ago, or if runs have left it since."""
-        seconds = time.monotonic() - self._saved_at
-        if self.is_due or seconds >= max(_SECONDS_BETWEEN_SAVES, _SAVE_SHARE * self._save_seconds):
+        seconds = time.monotonic() - self._last_save
+        if self.is_save_due or seconds >= max(_SECONDS_BETWEEN_SAVES, _SAVE_SHARE * self._save_seconds):
             self.save(trainer)
 
     def save(self, trainer: StackTrainer) -> None:
@@ -239,10 +242,10 @@ class Stack:
         }
         with self.disk_problems.tolerate("the checkpoint of the stack"):
             checkpoint.save(self.file, state)
-        self.is_due = False
-        self._saved_at = time.monotonic()
-        # Long saves come seldom.
-        self._save_seconds = self._saved_at - begin
+        self.is_save_due = False
+        self._last_save = time.monotonic()
+        # The longer a save takes, the later comes the next.
+        self._save_seconds = self._last_save - begin
 
     def save_beginning(self) -> None:
         """Write which runs train together: a stack of fewer would round in other places."""
