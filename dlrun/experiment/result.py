@@ -170,8 +170,8 @@ def check_expectations(context: RunContext, result: dict[str, Any], folder: Path
     """Check what the config expects of the run."""
     if not context.settings.expect:
         return []
-    outcome = expectations.build_outcome("", result, logger.read_rows(folder))
-    checked = expectations.check(context.settings.expect, [outcome])
+    values = expectations.collect_values("", result, logger.read_rows(folder))
+    checked = expectations.check(context.settings.expect, [values])
     return [dataclasses.asdict(line) for line in checked]
 
 

@@ -26,8 +26,8 @@ Value = float | str
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """The figures of one run that expectations are checked against."""
+class RunValues:
+    """The values of one run that expectations are checked against."""
 
     # The run's overrides, separated by blanks.
     label: str
@@ -89,8 +89,8 @@ _SIGNS: dict[str, Callable[[float, float], bool]] = {
 }
 
 
-def build_outcome(label: str, result: dict[str, Any], rows: list[dict[str, float]]) -> Outcome:
-    """Build the outcome of a run from its result.json and the rows of its metrics.jsonl."""
+def collect_values(label: str, result: dict[str, Any], rows: list[dict[str, float]]) -> RunValues:
+    """Collect the values of a run from its result.json and the rows of its metrics.jsonl."""
     measured = result["metrics"] | result.get("measured", {})
     values = {key: value for key, value in measured.items() if value is not None}
     values |= {key: result[key] for key in ("status", "epochs", "steps", "parameters", "weights_sha256")}
@@ -104,7 +104,7 @@ def build_outcome(label: str, result: dict[str, Any], rows: list[dict[str, float
     if rows:
         for key in rows[0]:
             curves[key] = [row[key] for row in rows if key in row]
-    return Outcome(label, values, result["warnings"], curves, result["error"])
+    return RunValues(label, values, result["warnings"], curves, result["error"])
 
 
 def parse(text: str) -> Expectation:
@@ -165,12 +165,12 @@ def _make_text_test(words: str) -> Callable[[Value], bool]:
     return lambda text: words.lower() in str(text).lower()
 
 
-def check(lines: Sequence[str], runs: Sequence[Outcome]) -> list[CheckResult]:
+def check(lines: Sequence[str], runs: Sequence[RunValues]) -> list[CheckResult]:
     """Check every line against the runs; a line fails if one of its runs has no result."""
     return [_check_rule(parse(line), runs) for line in lines]
 
 
-def _check_rule(rule: Expectation, runs: Sequence[Outcome]) -> CheckResult:
+def _check_rule(rule: Expectation, runs: Sequence[RunValues]) -> CheckResult:
     matching_runs = [run for run in runs if not rule.override or rule.override in run.label.split(" ")]
     if not matching_runs:
         return CheckResult(rule.text, f"no run has {rule.override}", False)
@@ -190,7 +190,7 @@ def _check_rule(rule: Expectation, runs: Sequence[Outcome]) -> CheckResult:
     return _check_values(rule, values, matching_runs)
 
 
-def _check_values(rule: Expectation, values: list[Value], runs: Sequence[Outcome]) -> CheckResult:
+def _check_values(rule: Expectation, values: list[Value], runs: Sequence[RunValues]) -> CheckResult:
     numbers = [value for value in values if not isinstance(value, str)]
     if rule.mode == "mean":
         spread = f" ± {statistics.stdev(numbers):.2g}" if len(numbers) > 1 else ""
@@ -228,7 +228,7 @@ def _find_warning(rule: Expectation, warnings: Sequence[Value]) -> str:
     return "no such warning"
 
 
-def _measure_difference(name: str, values: Sequence[Value], runs: Sequence[Outcome]) -> float:
+def _measure_difference(name: str, values: Sequence[Value], runs: Sequence[RunValues]) -> float:
     """Return the largest difference over all runs and epochs; infinite for different texts or lengths."""
     if any(isinstance(value, str) for value in values):
         return 0.0 if len(set(values)) == 1 else math.inf

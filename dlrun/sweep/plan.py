@@ -86,7 +86,7 @@ def _describe_subject(job: Job) -> str:
 
 
 @dataclass(frozen=True)
-class CheckResult:
+class CheckOutcome:
     """What `check_jobs` returned, raised or died of in another process."""
 
     # By job key.
@@ -96,7 +96,7 @@ class CheckResult:
     death: str | None = None
 
 
-def check_in_process(jobs: Sequence[Job], engine: Parallel) -> CheckResult:
+def check_in_process(jobs: Sequence[Job], engine: Parallel) -> CheckOutcome:
     """Check jobs in a process of their own, which their code may end; RequestError lists all that is wrong."""
     process, results = engine.start_process(_send_check, list(jobs))
     label = ""
@@ -104,7 +104,7 @@ def check_in_process(jobs: Sequence[Job], engine: Parallel) -> CheckResult:
         # The process sends the label of each job before it builds it, and the result at the end.
         while True:
             message = results.recv()
-            if isinstance(message, CheckResult):
+            if isinstance(message, CheckOutcome):
                 break
             label = str(message)
     except (EOFError, OSError):
@@ -112,7 +112,7 @@ def check_in_process(jobs: Sequence[Job], engine: Parallel) -> CheckResult:
         process.join()
         code = process.exitcode or 0
         cause = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
-        return CheckResult(death=f"{label} ended the process that tried it ({cause})")
+        return CheckOutcome(death=f"{label} ended the process that tried it ({cause})")
     finally:
         results.close()
         # Dead or not: code of the user's own may have left threads that keep it alive.
@@ -129,9 +129,9 @@ def _send_check(jobs: Sequence[Job], results: Connection) -> None:
         # Warnings are dropped here: each job writes them to its own log when it runs.
         with divert_warnings(lambda text: None):
             missing_data = check_jobs(jobs, lambda job: results.send(job.label))
-            results.send(CheckResult(missing_data))
+            results.send(CheckOutcome(missing_data))
     except RequestError as error:
-        results.send(CheckResult(error=str(error)))
+        results.send(CheckOutcome(error=str(error)))
 
 
 def print_plan(

@@ -5,12 +5,12 @@ import math
 import pytest
 
 from dlrun.core.errors import RequestError
-from dlrun.runs.expectations import Outcome, check, parse
+from dlrun.runs.expectations import RunValues, check, parse
 
 RUNS = [
-    Outcome("optimizer=sgd seed=0", {"w": 2.0, "test/accuracy": 0.70, "answer(hello)": "ohlol", "sha": "a"}),
-    Outcome("optimizer=sgd seed=1", {"w": 2.5, "test/accuracy": 0.80, "answer(hello)": "ohlol", "sha": "a"}),
-    Outcome("optimizer=adam seed=0", {"w": 3.0, "test/accuracy": 0.90, "answer(hello)": "ollol", "sha": "a"}),
+    RunValues("optimizer=sgd seed=0", {"w": 2.0, "test/accuracy": 0.70, "answer(hello)": "ohlol", "sha": "a"}),
+    RunValues("optimizer=sgd seed=1", {"w": 2.5, "test/accuracy": 0.80, "answer(hello)": "ohlol", "sha": "a"}),
+    RunValues("optimizer=adam seed=0", {"w": 3.0, "test/accuracy": 0.90, "answer(hello)": "ollol", "sha": "a"}),
 ]
 
 
@@ -21,7 +21,7 @@ RUNS = [
         ("w = 2.1", RUNS[:1], False, "2"),
         ("w = 2.1 ± 0.2", RUNS[:1], True, "2"),
         ("w = 2.1 +- 0.05", RUNS[:1], False, "2"),
-        ("w = 1.9999444396553 ± 1e-3", [Outcome("", {"w": 1.99994443965528})], True, "1.99994443965528"),
+        ("w = 1.9999444396553 ± 1e-3", [RunValues("", {"w": 1.99994443965528})], True, "1.99994443965528"),
         ("test/accuracy >= 0.7", RUNS, True, "3 of 3: 0.7 to 0.9"),
         ("test/accuracy > 0.7", RUNS, False, "2 of 3: 0.7 to 0.9"),
         ("test/accuracy < 0.9", RUNS[:2], True, "2 of 2: 0.7 to 0.8"),
@@ -46,31 +46,31 @@ RUNS = [
         ("optimizer=lbfgs: w = 3.0", RUNS, False, "no run has optimizer=lbfgs"),
     ],
 )
-def test_a_line_against_runs(line: str, runs: list[Outcome], ok: bool, measured: str) -> None:
+def test_a_line_against_runs(line: str, runs: list[RunValues], ok: bool, measured: str) -> None:
     (checked,) = check([line], runs)
     assert (checked.ok, checked.measured, checked.expected) == (ok, measured, line)
 
 
 def test_same_looks_at_every_epoch() -> None:
-    apart = [Outcome("", {"l": 1.0}, curves={"l": [3.0, x, 1.0]}) for x in (2.0, 2.25)]
+    apart = [RunValues("", {"l": 1.0}, curves={"l": [3.0, x, 1.0]}) for x in (2.0, 2.25)]
     assert check(["same l ± 0.2", "same l ± 0.3"], apart) == [
         check(["same l ± 0.2"], apart)[0],
         check(["same l ± 0.3"], apart)[0],
     ]
     assert [line.ok for line in check(["same l ± 0.2", "same l ± 0.3"], apart)] == [False, True]
-    longer = [Outcome("", {"l": 1.0}, curves={"l": [1.0] * n}) for n in (2, 3)]
+    longer = [RunValues("", {"l": 1.0}, curves={"l": [1.0] * n}) for n in (2, 3)]
     assert not check(["same l ± 9"], longer)[0].ok
 
 
 def test_what_a_run_said() -> None:
-    run = Outcome("", {"w": 1.0}, warnings=["diverging: the loss grew", "another"])
+    run = RunValues("", {"w": 1.0}, warnings=["diverging: the loss grew", "another"])
     message, silent = check(["warnings say Diverging", "warnings say saddle"], [run])
     assert (message.ok, message.measured) == (True, "diverging: the loss grew")
     assert (silent.ok, silent.measured) == (False, "no such warning")
 
 
 def test_a_run_that_failed_makes_its_lines_not_ok_and_says_why() -> None:
-    runs = [RUNS[0], Outcome("seed=7", error="there is no MNIST here")]
+    runs = [RUNS[0], RunValues("seed=7", error="there is no MNIST here")]
     (checked,) = check(["w = 2.0"], runs)
     assert (checked.ok, checked.measured) == (False, "there is no MNIST here")
 
@@ -83,7 +83,7 @@ def test_a_name_that_was_not_measured_is_told_with_those_that_were() -> None:
 
 def test_not_a_number_is_never_what_was_expected() -> None:
     lines = ["w = 1", "w < 1", "w > 1", "w in 0..9", "mean w < 9"]
-    assert not any(line.ok for line in check(lines, [Outcome("", {"w": math.nan})]))
+    assert not any(line.ok for line in check(lines, [RunValues("", {"w": math.nan})]))
 
 
 @pytest.mark.parametrize("text", ["", "w", "w 3", "at least: w = 3", "w in 3"])

@@ -9,7 +9,7 @@ from dlrun.config.request import Request
 from dlrun.core import markdown
 from dlrun.experiment.reports import terminal
 from dlrun.runs import expectations
-from dlrun.runs.expectations import CheckResult, Outcome, build_outcome
+from dlrun.runs.expectations import CheckResult, RunValues, collect_values
 from dlrun.runs.record import RESULT, RunRecord
 from dlrun.runs.reports.console import Console
 
@@ -53,8 +53,8 @@ def check_sweep(
             continue
         choices = request.choices
         name = choices.get("lesson") or f"{choices.get('model')}_{choices.get('data')}"
-        outcomes = [_read_outcome(*run) for run in group]
-        for line in expectations.check(list(request.config["expect"]), outcomes):
+        values = [_read_values(*run) for run in group]
+        for line in expectations.check(list(request.config["expect"]), values):
             lines.append((name, line))
 
     if lines:
@@ -119,18 +119,18 @@ def _make_labels(overrides: Sequence[Sequence[str]]) -> list[str]:
     return labels
 
 
-def _read_outcome(request: Request, error: str | None) -> Outcome:
-    """The result of a run, or why there is none."""
+def _read_values(request: Request, error: str | None) -> RunValues:
+    """Read the values of a run, or why there are none."""
     label = " ".join(request.overrides)
     folder = request.folder
     if error or folder is None:
-        return Outcome(label, error=error or "no result")
+        return RunValues(label, error=error or "no result")
 
     run = RunRecord(folder)
     problem = _find_problem(run)
     if problem:
-        return Outcome(label, error=problem)
-    return build_outcome(label, run.result, run.history)
+        return RunValues(label, error=problem)
+    return collect_values(label, run.result, run.history)
 
 
 def _render_markdown(lines: Sequence[tuple[str, CheckResult]]) -> str:
