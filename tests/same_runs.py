@@ -127,7 +127,7 @@ MASKS = (
     (re.compile(r"\d[\d,.]*( ?(samples|steps|rows|files)/s)"), r"N\1"),
     (re.compile(r"\b\d+:\d\d(:\d\d)?( left)?"), r"TIME"),
     (re.compile(r"\b\d[\d.]*(e-\d+)? (s|ms|µs|min|seconds)\b"), "TIME"),
-    (re.compile(r"\b(train seconds|samples per second)( +[-\d.,]+)+"), r"\1 MEASURED"),
+    (re.compile(r"\b(train seconds|samples per second)( +[-\d.,e]+)+"), r"\1 MEASURED"),
     (re.compile(r"\b\d[\d.]* (bytes|kB|MB|GB)\b"), "SIZE"),
     (re.compile(PHASE), r"\1 MEASURED"),
     (re.compile(r"\b[0-9a-f]{32}\b"), "ID"),
