@@ -27,7 +27,7 @@ _SAMPLE_CHARACTERS = 100_000
 
 
 @dataclass(frozen=True)
-class Cells:
+class ColumnCells:
     """One row of text; None for a column that the table does not have."""
 
     inputs: list[str | None]
@@ -172,11 +172,11 @@ class ColumnsReader(RowReader):
             position = match.positions[column]
             inputs.append(None if position is None else cells[position])
         label = format_label(self.spec, [cells[position].strip() for position in match.targets])
-        return Item(name, Cells(inputs), label)
+        return Item(name, ColumnCells(inputs), label)
 
     def prepare(self, item: Item) -> Prepared:
         """Encode the cells of the row; values of an array are features already."""
-        if isinstance(item.content, Cells):
+        if isinstance(item.content, ColumnCells):
             cells = {name: [cell or ""] for name, cell in zip(self.names, item.content.inputs, strict=True)}
             values = encode_rows(self.preprocessing.columns, cells)[0]
         else:

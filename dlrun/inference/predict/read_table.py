@@ -33,7 +33,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Cells:
+class FeatureCells:
     """One row of text."""
 
     features: list[str]
@@ -66,7 +66,7 @@ class TableReader(RowReader):
     def parse_row(self, word: str) -> Item | None:
         """A row if it consists of numbers."""
         cells = word.split(",")
-        return None if parse_numbers(cells) is None else Item(word, Cells(cells))
+        return None if parse_numbers(cells) is None else Item(word, FeatureCells(cells))
 
     def read_table(self, word: str) -> Iterator[Item]:
         """Yield the rows of a file or of standard input."""
@@ -101,7 +101,7 @@ class TableReader(RowReader):
                 continue
 
             label = format_label(self.spec, [cells[position].strip() for position in layout.targets])
-            yield Item(name, Cells([cells[position] for position in layout.features]), label)
+            yield Item(name, FeatureCells([cells[position] for position in layout.features]), label)
 
         if layout is None:
             raise DataError(f"{word} is empty")
@@ -146,7 +146,7 @@ class TableReader(RowReader):
 
     def prepare(self, item: Item) -> Prepared:
         """Parse the cells of the row, or convert the array, and normalize the values."""
-        if isinstance(item.content, Cells):
+        if isinstance(item.content, FeatureCells):
             values = self._parse_cells(item.content.features).reshape(self.spec.input_shape)
         else:
             values = np.asarray(item.content, dtype=np.float64)

@@ -37,7 +37,7 @@ def compare_runs(words: Sequence[str], format: str = "table") -> int:
     """
     places, outputs = _parse_words(words)
     unreadable: Failures = []
-    comparison = compare(sources.find_runs(places, unreadable), unreadable)
+    comparison = compare(sources.find_finished_runs(places, unreadable), unreadable)
     if format == "json":
         write_out(format_json(table.to_data(comparison)))
         return 0

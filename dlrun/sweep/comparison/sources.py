@@ -60,7 +60,7 @@ def make_failed_run(
     return RunRecord.from_parts(folder, overrides, plain, choices, result)
 
 
-def find_runs(places: Sequence[Path], failures: Failures | None = None) -> list[RunRecord]:
+def find_finished_runs(places: Sequence[Path], failures: Failures | None = None) -> list[RunRecord]:
     """Every run folder (one with a result) at or below the places, each once, sorted by path.
 
     RequestError if a place is no folder, or if no run can be read. Runs that cannot be read are appended to `failures`.

@@ -9,7 +9,7 @@ import pytest
 
 from dlrun.core.errors import RequestError
 from dlrun.runs.record import RunRecord
-from dlrun.sweep.comparison.sources import find_runs
+from dlrun.sweep.comparison.sources import find_finished_runs
 
 
 def test_a_run_is_read_as_it_was_written(runs: Any) -> None:
@@ -41,14 +41,14 @@ def test_a_damaged_run_is_left_out_with_the_reason(
     good, bad = runs.write(runs(seed=0)), runs.write(runs(seed=1))
     (bad.folder / name).write_text(text)
     damaged: list[tuple[str, str]] = []
-    assert find_runs([tmp_path], damaged) == [good]
+    assert find_finished_runs([tmp_path], damaged) == [good]
     ((folder, reason),) = damaged
     assert folder == str(bad.folder)
     assert reason
     assert "\n" not in reason
     assert not (tmp_path / "pwned").exists()
     with pytest.raises(RequestError, match="can be read"):
-        find_runs([bad.folder])
+        find_finished_runs([bad.folder])
 
 
 def test_missing_or_damaged_curves_cost_the_curve_only(runs: Any) -> None:
@@ -64,15 +64,15 @@ def test_runs_are_found_once_below_any_place(runs: Any, tmp_path: Path) -> None:
     (a.folder / "checkpoints").mkdir()
     (a.folder / "checkpoints" / "result.json").write_text("{}")  # inside a run, so none of its own
     damaged: list[tuple[str, str]] = []
-    assert find_runs([tmp_path, a.folder, tmp_path / "sweep" / "..", b.folder], damaged) == [a, b]
+    assert find_finished_runs([tmp_path, a.folder, tmp_path / "sweep" / "..", b.folder], damaged) == [a, b]
     assert damaged == []
 
 
 def test_where_nothing_is_the_sentence_says_what_to_type(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"there is no folder .*nowhere; type a run"):
-        find_runs([tmp_path / "nowhere"])
+        find_finished_runs([tmp_path / "nowhere"])
     with pytest.raises(RequestError, match=r"no finished run .* type a run, a sweep"):
-        find_runs([tmp_path])
+        find_finished_runs([tmp_path])
 
 
 def test_what_does_not_count_says_why(runs: Any) -> None:
