@@ -13,7 +13,9 @@ export OMP_NUM_THREADS_TESTS ?= 1
 # One and a half a core: slow tests wait a third of their time, for other processes and for the disk.
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count() * 3 // 2)')
 
-# The context of each process takes half a gigabyte of the card.
+# Some of the tests: TESTS=tests/test_gpu.py
+TESTS ?=
+# The context of each process takes half a gigabyte of the card. Plugins of the machine's pytest stay out.
 GPU_WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(8, os.cpu_count()))')
 
 help:  ## this list
@@ -70,7 +72,7 @@ wheels: $(VENV)/.made  ## fill the folder WHEELS with what test-gpu and bench-gp
 	$(BIN)/python tests/wheels.py $(WHEELS) $(ON)
 
 test-gpu: $(GPU)/.installed-gpu  ## the tests on a GPU; WHEELS=folder where there is no network (minutes on one card and 16 cores)
-	OMP_NUM_THREADS=$(OMP_NUM_THREADS_TESTS) $(GPU)/bin/python -m pytest -n $(GPU_WORKERS) --dist worksteal -m gpu
+	OMP_NUM_THREADS=$(OMP_NUM_THREADS_TESTS) PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(GPU)/bin/python -m pytest -p xdist -n $(GPU_WORKERS) --dist worksteal -m gpu $(TESTS)
 
 bench-gpu: $(GPU)/.installed-gpu  ## measure speed on a GPU; WHEELS=folder where there is no network (DLRUN_DATA_DIR names the data)
 	$(GPU)/bin/python tests/bench/gpu.py

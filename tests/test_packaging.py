@@ -170,5 +170,9 @@ def test_wheels_are_fetched_of_all_but_dlrun_and_torch() -> None:
     wheels = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(wheels)
     names = ["dlrun", "torch", "torchvision", "triton", "nvidia-cublas", "cuda-bindings", "torchmetrics", "numpy"]
-    report = {"install": [{"metadata": {"name": name, "version": "1.0"}} for name in names]}
-    assert wheels.read_needs(json.dumps(report)) == ["torchmetrics==1.0", "numpy==1.0"]
+    install = []
+    for name in [*names, "antlr4"]:
+        file = f"https://example.org/{name}-1.0.tar.gz" if name == "antlr4" else f"file:///{name}-1.0-py3-none-any.whl"
+        install.append({"metadata": {"name": name, "version": "1.0"}, "download_info": {"url": file}})
+    # What is published as source only is built where there is a network.
+    assert wheels.read_needs(json.dumps({"install": install})) == (["torchmetrics==1.0", "numpy==1.0"], ["antlr4==1.0"])

@@ -1,8 +1,10 @@
 """The branches for a GPU on a machine without one: what they train, resume and evaluate is what the CPU does."""
 
+import contextlib
+import copy
 import json
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -160,3 +162,111 @@ def test_jobs_of_a_sweep_share_the_cards_out(pretended: Any, cards: int, jobs: i
         assert resolve_job_count("auto") == jobs
         # Slots are taken from the end.
         assert list(reversed(Parallel(4)._gpus)) == [i % cards for i in range(4)]
+
+
+def test_steps_are_recorded_into_one_pool_behind_the_stream_of_the_training(
+    pretended: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dlrun.engine.acceleration.cuda_graph import GraphRecorder
+
+    pools: list[Any] = []
+    done: list[str] = []
+
+    @contextlib.contextmanager
+    def capture(graph: Any, pool: Any) -> Iterator[None]:
+        pools.append(pool)
+        yield
+
+    with pretended.pretend_cuda():
+        monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 7))
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: done.append("replay")))
+        monkeypatch.setattr(torch.cuda, "graph", capture)
+        recorder = GraphRecorder()
+        waits = pretended.Stream.waits
+        with recorder.use_side_stream():
+            # For what the training's stream has to do before.
+            assert pretended.Stream.waits - waits == 1
+        assert pretended.Stream.waits - waits == 2
+        replays = [recorder.record(lambda: done.append("record")) for _ in range(2)]
+    replays[1]()
+    assert pools == [(0, 7), (0, 7)]
+    assert done == ["record", "record", "replay"]
+
+
+def test_a_value_that_is_logged_while_a_step_is_recorded_ends_the_recording(
+    pretended: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dlrun.engine.logged_values import _read_number
+
+    value = torch.tensor(2.0).as_subclass(pretended.OnCard)
+    with pretended.pretend_cuda():
+        assert float(_read_number("norm", value)) == 2
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        with pytest.raises(RuntimeError, match="the model logs 'norm' in its forward pass"):
+            _read_number("norm", value)
+
+
+def test_memory_of_a_copied_batch_is_kept_until_the_training_is_done_with_it(
+    pretended: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dlrun.data.batches import _prefetch
+
+    kept: list[int] = []
+    monkeypatch.setattr(pretended.OnCard, "record_stream", lambda x, stream: kept.append(len(x)), raising=False)
+    card_batches = []
+    for rows in (3, 2):
+        x, y = (torch.zeros(rows).as_subclass(pretended.OnCard) for _ in range(2))
+        # The lengths of sequences stay on the CPU.
+        card_batches.append(((x, torch.zeros(rows)), y))
+    with pretended.pretend_cuda():
+        batches = _prefetch(iter(card_batches), torch.device("cuda", 0))
+        assert [len(y) for _, y in batches] == [3, 2]
+    assert kept == [3, 3, 2, 2]
+
+
+def test_the_profiler_looks_at_the_gpu_too(pretended: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from dlrun.experiment.callbacks import profiler
+
+    monkeypatch.setattr(torch.profiler, "profile", lambda activities, **_: activities)
+    activity = torch.profiler.ProfilerActivity
+    assert profiler._trace(tmp_path) == [activity.CPU]
+    with pretended.pretend_cuda():
+        assert profiler._trace(tmp_path) == [activity.CPU, activity.CUDA]
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (torch.nn.Conv2d(4, 6, 3, padding=1, groups=2), (5, 4, 7, 7)),
+        (torch.nn.Conv1d(4, 6, 3, stride=2, bias=False), (5, 4, 9)),
+        (torch.nn.Linear(4, 6), (5, 4)),
+    ],
+)
+def test_a_stacked_layer_gives_on_a_gpu_what_it_gives_on_the_cpu(
+    layer: torch.nn.Module, shape: tuple[int, ...], pretended: Any
+) -> None:
+    from dlrun.engine.stack.model import StackedModel
+
+    models = [torch.nn.Sequential(copy.deepcopy(layer)) for _ in range(3)]
+    for i, model in enumerate(models):
+        for parameter in model.parameters():
+            parameter.data.mul_(i + 1)
+    x = torch.randn(3, *shape)
+    results = []
+    for kind in (torch.Tensor, pretended.OnCard):
+        stacked = StackedModel(copy.deepcopy(models), [torch.Generator() for _ in models])
+        outputs = stacked(x.as_subclass(kind))
+        stacked.compute_gradient(outputs.square().flatten(1).sum(1))
+        results.append([tensor.detach().as_subclass(torch.Tensor) for tensor in (outputs, stacked.gradient)])
+    for on_cpu, on_card in zip(*results, strict=True):
+        assert on_cpu.abs().max() > 0
+        torch.testing.assert_close(on_card, on_cpu)
+
+
+def test_ranks_on_a_gpu_are_those_on_the_cpu(pretended: Any) -> None:
+    from dlrun.engine.stack.objective import _sum_ranks
+
+    scores = torch.randint(-4, 5, (3, 40)).float()
+    positives = torch.rand(3, 40) < 0.3
+    on_card = _sum_ranks(scores.as_subclass(pretended.OnCard), positives)
+    assert torch.equal(on_card.as_subclass(torch.Tensor), _sum_ranks(scores, positives))

@@ -165,7 +165,8 @@ class Command(click.Command):
                 suggestions += suggest_values(incomplete, _list_spellings(param))
         return [word for word in dict.fromkeys(suggestions) if word.startswith(incomplete)]
 
-    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
+    # As text: below click 8.5 the class takes no parameter.
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> "list[CompletionItem[str]]":
         """The flags that begin like this word, and those that are words."""
         words = self.complete_words(ctx, self.params[0], incomplete)
         return [*super().shell_complete(ctx, incomplete), *map(CompletionItem, words)]

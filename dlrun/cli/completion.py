@@ -48,7 +48,8 @@ class LineComplete(ShellComplete):
         incomplete = "" if line[-1:].isspace() else words.pop()
         return words[1:], incomplete
 
-    def get_completions(self, args: list[str], incomplete: str) -> list[CompletionItem[str]]:
+    # As text: below click 8.5 the class takes no parameter.
+    def get_completions(self, args: list[str], incomplete: str) -> "list[CompletionItem[str]]":
         """The completed words, without those that hold control characters, which are displayed as something else."""
         items = super().get_completions(args, incomplete)
         # Of --format=js click completes what stands behind the "=".
@@ -61,7 +62,7 @@ class LineComplete(ShellComplete):
         """The part of a completed word that takes the place of the shell's own word."""
         return word
 
-    def format_completion(self, item: CompletionItem[str]) -> str:
+    def format_completion(self, item: "CompletionItem[str]") -> str:
         """The word as it is typed."""
         return shlex.quote(item.value)
 
@@ -123,7 +124,7 @@ end
 complete --no-files --keep-order --command dlrun --arguments "(_dlrun)"
 """
 
-    def format_completion(self, item: CompletionItem[str]) -> str:
+    def format_completion(self, item: "CompletionItem[str]") -> str:
         """The word itself."""
         return item.value
 
