@@ -8,8 +8,7 @@ from dlrun.core.own_code import is_ours
 from dlrun.engine import evaluation
 from dlrun.engine.metric_names import select_metrics
 from dlrun.engine.trainer import evaluate_split
-from dlrun.experiment import result as results
-from dlrun.experiment import simple_models
+from dlrun.experiment import results, simple_models
 from dlrun.experiment.callbacks.profiler import Profiler
 from dlrun.experiment.context import RunContext
 from dlrun.experiment.final_outputs import FinalOutputs, SplitOutputs, make_recorder
@@ -25,12 +24,12 @@ def finish(
     recording: Recording,
     status: str,
     profiler: Profiler | None = None,
-    stacked: int | None = None,
+    stack_size: int | None = None,
     best_weights: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Evaluate the best weights on the test split, export, draw, and write result.json last; returns its content.
 
-    stacked: number of runs in the stack that this one trained in. best_weights: the content of best.pt, where it is in
+    stack_size: number of runs in the stack that this one trained in. best_weights: the content of best.pt, if it is in
     memory.
     """
     context = recording.context
@@ -79,8 +78,8 @@ def finish(
     result = results.collect_result(context, folder, status, metrics, weights_sha256, error=None)
     result["measured"] = measured
     result["expected"] = []
-    if stacked is not None:
-        result["stacked"] = stacked
+    if stack_size is not None:
+        result["stacked"] = stack_size
     if scores:
         result["simple_models"] = scores
     # The expectations of a group are checked over all of its runs.

@@ -17,9 +17,9 @@ from dlrun.engine.trainer import Trainer
 from dlrun.experiment.acceleration import compile_model
 from dlrun.experiment.context import RunContext
 from dlrun.experiment.finish import evaluate_best_weights
+from dlrun.experiment.ranks import join_ranks
 from dlrun.experiment.resume import restore_checkpoint
 from dlrun.experiment.setup import prepare_run
-from dlrun.experiment.sharding import join_ranks
 from dlrun.runs.checkpoint_manager import CheckpointManager, gather_rank_states
 
 

@@ -11,7 +11,7 @@ from dlrun.core.errors import ErrorList
 from dlrun.core.files import DiskProblems
 from dlrun.core.library_warnings import divert_warnings
 from dlrun.data import workers
-from dlrun.experiment import result as results
+from dlrun.experiment import results
 from dlrun.experiment.final_outputs import FinalOutputs
 from dlrun.experiment.reports import figures, html
 from dlrun.experiment.resume import restore_checkpoint

@@ -15,8 +15,7 @@ from dlrun.core import signals
 from dlrun.core.errors import RunError
 from dlrun.core.files import DiskProblems, write_json
 from dlrun.core.lock import Lock
-from dlrun.experiment import result as results
-from dlrun.experiment import resume
+from dlrun.experiment import results, resume
 from dlrun.experiment.callbacks.progress import ProgressDisplay
 from dlrun.experiment.context import RunContext
 from dlrun.experiment.failure import describe_failure

@@ -28,10 +28,10 @@ from dlrun.experiment.context import RunContext
 from dlrun.experiment.failure import describe_failure
 from dlrun.experiment.finish import finish
 from dlrun.experiment.hidden_state import comparison
+from dlrun.experiment.ranks import join_ranks
 from dlrun.experiment.recording import Recording, make_note_writer
 from dlrun.experiment.resume import restore_checkpoint
 from dlrun.experiment.setup import prepare_run
-from dlrun.experiment.sharding import join_ranks
 from dlrun.runs import logger
 from dlrun.runs.checkpoint_manager import Examination
 from dlrun.runs.reports.console import Console

@@ -34,7 +34,7 @@ from dlrun.engine.optim.schedule import Schedule
 from dlrun.engine.preserve import preserve_state, restore_attributes
 from dlrun.engine.state import TrainState
 from dlrun.engine.trainer import requires_closure
-from dlrun.experiment import probes, request_notes, result, sharding
+from dlrun.experiment import probes, request_notes, results
 from dlrun.experiment.builder import build, data_cache, objectives, transfer
 from dlrun.experiment.builder.balance import find_balance_notes
 from dlrun.experiment.builder.callbacks import build_callbacks
@@ -43,6 +43,7 @@ from dlrun.experiment.callbacks import evolution
 from dlrun.experiment.context import Answer, Preflight, RunContext, Start
 from dlrun.experiment.hidden_state import comparison
 from dlrun.experiment.preflight import checks, final_activation, memory
+from dlrun.experiment.ranks import is_sharded, refuse_unshardable
 from dlrun.models.pretrained import skip_trained_weights
 from dlrun.runs import expectations
 from dlrun.runs.loggers.base import Logger
@@ -170,8 +171,8 @@ def _build_context(
     batches = build.build_batches(settings, splits, model, runtime)
     problems.collect(_check_mixing, splits.mixing, objective)
     state = _build_train_state(settings, runtime, objective, model, batches, splits.mixing, trusted_modules, problems)
-    if sharding.is_sharded(settings, runtime.ranks.world_size):
-        problems.collect(sharding.refuse_unsupported, settings, state)
+    if is_sharded(settings, runtime.ranks.world_size):
+        problems.collect(refuse_unshardable, settings, state)
     callbacks = problems.collect(build_callbacks, settings, trusted_modules) or {}
     state.callbacks = callbacks
     if not problems.errors:
@@ -181,7 +182,7 @@ def _build_context(
     parameters = state.get_parameter_values()
     preflight: Preflight | None = None
     with _preserve_loss(objective):
-        baseline = data_cache.get_or_compute_baseline(objective, splits, result.compute_baseline)
+        baseline = data_cache.get_or_compute_baseline(objective, splits, results.compute_baseline)
         if settings.preflight:
             preflight = problems.collect(_run_preflight, settings, runtime, state, notes)
     # A model that failed there predicts nothing.

@@ -20,7 +20,7 @@ from dlrun.engine import trainer
 from dlrun.engine.calibration import Calibration, compute_calibration
 from dlrun.engine.objective import Objective
 from dlrun.engine.per_class import PerClass, count_per_class, count_per_label
-from dlrun.experiment import ignored, result
+from dlrun.experiment import ignored, results
 from dlrun.experiment.builder import build
 from dlrun.inference.eval_folder import Evaluation, write_evaluation
 from dlrun.inference.saved_model import SavedModel, load_weights, open_saved_model, read_run_name
@@ -209,13 +209,13 @@ def _compute_baseline(saved_model: SavedModel, name: str) -> dict[str, float]:
     Empty for "all" if the targets of a part are known only by reading every row.
     """
     if name != "all":
-        baseline = result.compute_baseline(saved_model.objective, saved_model.splits)
+        baseline = results.compute_baseline(saved_model.objective, saved_model.splits)
         return {key: value for key, value in baseline.items() if key.startswith(f"{name}/")}
 
     if is_series(saved_model.splits.spec):
         parts = (saved_model.splits.train, saved_model.splits.val, saved_model.splits.test)
         every = join_parts({str(number): part for number, part in enumerate(parts) if part is not None})
-        scores = result.score_naive_forecast(saved_model.objective, every, saved_model.splits.spec)
+        scores = results.score_naive_forecast(saved_model.objective, every, saved_model.splits.spec)
         return {f"all/{key}": value for key, value in scores.items()}
     # The whole data set has no separate training part to take a majority from.
     part_targets = []

@@ -11,7 +11,7 @@ from dlrun.core.yaml import dump_yaml
 from dlrun.engine.metric_names import select_metrics
 from dlrun.experiment.context import RunContext
 from dlrun.experiment.reports import terminal
-from dlrun.experiment.result import compare_naive_forecasts
+from dlrun.experiment.results import compare_naive_forecasts
 from dlrun.runs.record import RunRecord
 from dlrun.runs.reports import page
 from dlrun.runs.reports.console import describe_end, format_number

@@ -19,7 +19,7 @@ from dlrun.engine.device import count_threads
 from dlrun.engine.state import TrainState
 from dlrun.experiment.context import Answer, RunContext
 from dlrun.experiment.preflight.checks import estimate_checkpoint_bytes
-from dlrun.experiment.result import compare_naive_forecasts
+from dlrun.experiment.results import compare_naive_forecasts
 from dlrun.runs.expectations import CheckResult
 from dlrun.runs.record import CUT_SHORT
 from dlrun.runs.reports.console import Console, build_table, describe_end, format_facts, format_number

@@ -23,7 +23,7 @@ def is_sharded(settings: Settings, world_size: int) -> bool:
     return world_size > 1 and settings.device.strategy == "fsdp2"
 
 
-def refuse_unsupported(settings: Settings, state: TrainState) -> None:
+def refuse_unshardable(settings: Settings, state: TrainState) -> None:
     """RequestError for settings that need the full model on each process."""
     loss = state.objective.loss_module
     reason = ""
