@@ -45,6 +45,7 @@ from dlrun.data.columns.reading import (
     unescape_separator,
 )
 from dlrun.data.datasets import RowIndices
+from dlrun.data.files.table import Table
 from dlrun.data.origin import Origin
 from dlrun.data.spec import DataSpec, Split, Splits
 from dlrun.data.tabular import (
@@ -189,13 +190,7 @@ def split_table(
 
     split_position = find_split_column(joined, drawing.split_column, positions)
     # A table that nothing can be learned from is not split: all its rows can still be evaluated.
-    nothing_to_learn = explain_nothing_to_learn(main.table, positions, values)
-    if not nothing_to_learn and values.task == "multiclass" and len(values.class_names) == len(main.table.lines) > 2:
-        name = joined.table.names[positions[0]]
-        nothing_to_learn = (
-            f"{main.table.path}: the target, column '{name}', is another class in each row, so there is "
-            "nothing to learn; type data.target=<another column>, or data.task=regression for a quantity"
-        )
+    nothing_to_learn = explain_unlearnable(main.table, positions, values)
     drawn = Drawing(test_fraction=0.0, split=drawing.split) if nothing_to_learn else drawing
     parts = draw_table_parts(files, joined, split_position, values, drawn, has_val, has_test)
 
@@ -218,6 +213,18 @@ def split_table(
     if values.task in ("binary", "multiclass") and len(parts.test):
         notes.append(describe_small_classes(values.values[parts.test].astype(np.int64), values.class_names))
     return _make_splits(files, encoded, values, parts, spec, notes, nothing_to_learn, summary)
+
+
+def explain_unlearnable(main: Table, positions: Sequence[int], values: Target) -> str:
+    """Why nothing can be learned from the rows of the main file; "" if something can."""
+    is_name = values.task == "multiclass" and len(values.class_names) == len(main.lines) > 2
+    reason = explain_nothing_to_learn(main, positions, values)
+    if reason or not is_name:
+        return reason
+    return (
+        f"{main.path}: the target, column '{main.names[positions[0]]}', is another class in each row, so there is "
+        "nothing to learn; type data.target=<another column>, or data.task=regression for a quantity"
+    )
 
 
 def draw_table_parts(

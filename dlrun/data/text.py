@@ -30,6 +30,7 @@ from dlrun.data.tables import (
     check_task,
     combine_hashes,
     draw_table_parts,
+    explain_unlearnable,
     find_split_column,
     find_unheeded,
     fit_target_scale,
@@ -39,7 +40,7 @@ from dlrun.data.tables import (
     read_parts_beside,
     read_targets,
 )
-from dlrun.data.tabular import TableTask, Target, count_outputs, explain_nothing_to_learn
+from dlrun.data.tabular import TableTask, Target, count_outputs
 from dlrun.data.tokens import UNITS, UNKNOWN, Corpus, Tokenizer, Unit, check_columns, choose_vocabulary, read_corpus
 
 TEXT_ENDING = ".txt"
@@ -164,16 +165,10 @@ def split_texts(
     class_order: names of classes in the order of their numbers; (): sorted.
     """
     joined = source.joined
-    main = source.files[0].table
     values, target_notes = read_targets(joined, source.targets, task, class_order)
     split_position = find_split_column(joined, drawing.split_column, source.targets)
     # Rows that cannot be trained on are kept together: they can still be evaluated.
-    nothing_to_learn = explain_nothing_to_learn(main, source.targets, values)
-    if not nothing_to_learn and values.task == "multiclass" and len(values.class_names) == len(main.lines) > 2:
-        nothing_to_learn = (
-            f"{main.path}: the target, column '{joined.table.names[source.targets[0]]}', is another class in each row, "
-            "so there is nothing to learn; type data.target=<another column>"
-        )
+    nothing_to_learn = explain_unlearnable(source.files[0].table, source.targets, values)
 
     drawn = Drawing(test_fraction=0.0, split=drawing.split) if nothing_to_learn else drawing
     if source.has_val and source.is_folder:
