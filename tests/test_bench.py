@@ -36,7 +36,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
 def test_every_side_trains_in_turn_or_says_why_not(bench: dict[str, ModuleType]) -> None:
     tiny = {"batch_size": 8, "settings": {"hidden_sizes": [4]}, "features": 3}
     row = bench["rows"].Row("tiny", "mlp", "vectors", 80, classes=1, **tiny)
-    results = bench["harness"].measure_interleaved(row, list(bench["side"].SIDES), rounds=2)
+    results = bench["harness"].measure_interleaved(row, list(bench["side"].SIDES), 300, most_rounds=2)
     for name, side in results.items():
         if side.get("skipped"):
             assert "is not installed (pip install '.[bench]')" in side["skipped"], (name, side)
@@ -76,7 +76,8 @@ class Sides:
             self.sides.words.append((self.name, word))
             if word == "end":
                 return {"peak_mb": 1.0}
-            seconds = self.sides.cost[self.name] * int(word.split()[1])
+            # A whole chunk has 100 steps.
+            seconds = self.sides.cost[self.name] * int(word.partition(" ")[2] or 100)
             if (self.name, word) in self.sides.words[:-1] or word != "go 5":
                 seconds *= self.sides.slower
             self.sides.take(seconds, until)
@@ -132,6 +133,27 @@ def test_a_side_that_takes_too_long_is_given_up_and_the_others_go_on(
     results, _ = harness.measure_within(row, list(sides.cost), seconds=12)  # one start fits into the share of starts
     assert results["hand-written"]["skipped"].startswith("too slow: not warm after ")
     assert len(results["dlrun"]["seconds"]) > 6
+
+
+@pytest.mark.parametrize(("seconds", "rounds"), [(35, 8), (20, 3), (1_000, 9), (16, 0)])
+def test_whole_chunks_are_measured_as_often_as_there_is_time(
+    bench: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch, seconds: int, rounds: int
+) -> None:
+    harness = bench["harness"]
+    sides = Sides({"dlrun": 1e-2, "hand-written": 2e-2}, harness.Late)
+    monkeypatch.setattr(harness, "Side", sides)
+    monkeypatch.setattr(harness.time, "perf_counter", lambda: sides.now)
+    row = bench["rows"].Row("tiny", "mlp", "vectors", 800, 8, {"hidden_sizes": [4]}, features=3)
+    results = harness.measure_interleaved(row, list(sides.cost), seconds, most_rounds=9)
+    assert sides.now <= seconds
+    if not rounds:
+        # The second side is not warm in its share of the time, and goes without.
+        assert results["hand-written"]["skipped"].startswith("too slow")
+        return
+    # Two starts of five seconds, and three seconds a round.
+    assert [len(side["seconds"]) for side in results.values()] == [rounds, rounds]
+    assert harness.count_rounds(results) == f"{rounds} rounds"
+    assert bench["scale"].linearity([]) == []
 
 
 @pytest.mark.slow

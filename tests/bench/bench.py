@@ -1,7 +1,8 @@
 """`make bench`: every side of every row in turn, into tests/bench/results/<date>.json, .md and .png.
 
 python tests/bench/bench.py [WHAT ...] [--seconds 100]      WHAT: core, rows of it (resnet cnn), scale, accuracy,
-processes, tables, start, memory, checkpoints, sweeps, jobs, pictures, callbacks, steps; all where it is left out.
+processes, tables, start, memory, checkpoints, sweeps, jobs, pictures, callbacks, steps, reading; all where it is left
+out. --seconds are those of a row of core, a point of scale, a table, and of processes, which say what they reached.
 DLRUN_DATA_DIR names the folder with the data. What is finished is written at once, so a bench that is stopped keeps
 what it has.
 """
@@ -33,6 +34,7 @@ OWN = {
     "pictures": "image_reading",
     "callbacks": "callback_cost",
     "steps": "step_cost",
+    "reading": "table_reading",
 }  # benches that print their own figures
 PARTS = ("core", "scale", "accuracy", "processes", "tables", *OWN)
 
@@ -59,8 +61,12 @@ def main() -> None:
     """Measure what is asked for."""
     parser = argparse.ArgumentParser()
     parser.add_argument("what", nargs="*", metavar="WHAT", help=f"{', '.join((*PARTS, *core.WHAT))}; all if left out")
-    parser.add_argument("--seconds", type=float, default=100, help="for a row of `core`, starts included")
-    parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds in `scale` and `processes`")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=100,
+        help="for a row of `core`, a point of `scale`, a table, and `processes`, starts included",
+    )
     parser.add_argument("--seeds", type=int, default=3, help="runs of each side in `accuracy`")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     options = parser.parse_args()
@@ -93,12 +99,12 @@ def measure(record: Record, options: argparse.Namespace, root: str) -> None:
             pictures.core(table, record.content["machine"], record.path.with_suffix(".png"))
     if is_chosen("tables"):
         compared: list[Any] = []
-        for row in tables.measure(root, [], say):
+        for row in tables.measure(root, [], options.seconds, say):
             compared.append(row)
             record.add("tables", compared, tables.markdown(compared))
     if is_chosen("scale"):
         grown: list[Any] = []
-        for row in scale.measure(options.rounds, say):
+        for row in scale.measure(options.seconds, say):
             grown.append(row)
             record.add("scale", grown, scale.markdown(grown))
         pictures.scale(grown, record.content["machine"], Path(f"{record.path}_scale.png"))
@@ -106,7 +112,7 @@ def measure(record: Record, options: argparse.Namespace, root: str) -> None:
         reached = whole_runs.accuracy(root, options.seeds, 15, say)
         record.add("accuracy", reached, whole_runs.accuracy_markdown(reached))
     if is_chosen("processes"):
-        speeds = whole_runs.processes(root, options.rounds, say)
+        speeds = whole_runs.processes(root, options.seconds, say)
         record.add("processes", speeds, whole_runs.processes_markdown(speeds))
     for part in (part for part in OWN if is_chosen(part)):
         lines_printed = whole_runs.script(OWN[part])

@@ -32,6 +32,8 @@ from rows import HERE, Row
 
 QUIET = ("figures=false", "tracking.graph=false")
 PRECISIONS = ("fp32", "bf16")
+# In which the sides start and make their rounds.
+_SECONDS = 400
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ def describe_card(device: str) -> str:
 def measure_steps(plan: Plan) -> Iterator[Figure | str]:
     """Steps of the residual net, interleaved with the peers'."""
     row = Row("resnet", "resnet", "mnist", plan.rows, root=plan.root, device=plan.device)
-    sides = measure_interleaved(row, ["dlrun", "hand-written", "Lightning"], plan.rounds)
+    sides = measure_interleaved(row, ["dlrun", "hand-written", "Lightning"], _SECONDS, plan.rounds)
     bars = {"hand-written": 3.0, "Lightning": 10.0}
     for name, side in sides.items():
         if side.get("skipped"):

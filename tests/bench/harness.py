@@ -103,12 +103,41 @@ def find_obstacle(name: str, row: Row) -> str | None:
     return None
 
 
-def measure_interleaved(row: Row, names: Sequence[str], rounds: int) -> dict[str, Measured]:
-    """Seconds of each side's chunks, side by side in each of the rounds; one that cannot run says why."""
-    with warm_sides(row, names) as (sides, results):
-        for number in range(rounds):
-            make_round(number, sides, results, "go")
+def measure_interleaved(
+    row: Row, names: Sequence[str], seconds: float, most_rounds: int = _MOST_ROUNDS
+) -> dict[str, Measured]:
+    """Seconds of each side's whole chunks, side by side in each round, within so many seconds, starts included.
+
+    A side that cannot run, or that no whole round was left for, says why.
+    """
+    end = time.perf_counter() + seconds
+    with warm_sides(row, names, time.perf_counter() + _START_SHARE * seconds) as (sides, results):
+        warm = list(sides)
+        longest = 0.0
+        for number in range(most_rounds):
+            began = time.perf_counter()
+            if not sides or began + longest > end:
+                break
+            try:
+                make_round(number, sides, results, "go", end)
+            except Late:
+                break
+            longest = max(longest, time.perf_counter() - began)
+
+        rounds = min((len(results[name]["seconds"]) for name in warm), default=0)
+        for name in warm:
+            results[name]["seconds"] = results[name]["seconds"][:rounds]
+
+    for name in warm:
+        if not rounds:
+            results[name] = {"skipped": f"too slow: no round in {seconds:.0f} s, give it more --seconds"}
     return results
+
+
+def count_rounds(results: dict[str, Measured]) -> str:
+    """How many rounds were reached, in words."""
+    rounds = max((len(side["seconds"]) for side in results.values() if "seconds" in side), default=0)
+    return f"{rounds} round{'s' if rounds != 1 else ''}"
 
 
 def measure_within(row: Row, names: Sequence[str], seconds: float) -> tuple[dict[str, Measured], int]:

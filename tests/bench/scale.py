@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
-from harness import interval, measure_interleaved
+from harness import count_rounds, interval, measure_interleaved
 from rows import Row
 
 Found = dict[str, Any]
@@ -25,16 +25,21 @@ def axes() -> Iterator[tuple[str, int, Row, tuple[str, ...]]]:
         yield "rows", rows, replace(TINY, rows=rows, epochs=max(1, 100_000 // rows)), SIDES[:2]
 
 
-def measure(rounds: int, say: Callable[[str], None]) -> Iterator[Found]:
-    """Point by point; then the cost of an epoch, early and late in a long training."""
+def measure(seconds: float, say: Callable[[str], None]) -> Iterator[Found]:
+    """Point by point, each within so many seconds; then the cost of an epoch, early and late in a long training."""
     for axis, value, row, sides in axes():
-        measurement = measure_interleaved(replace(row, name=f"{axis} {value}"), sides, rounds)
+        measurement = measure_interleaved(replace(row, name=f"{axis} {value}"), sides, seconds)
         yield print_measurement(
             {"axis": axis, "value": value, "row": asdict(row), "steps": row.steps, "sides": measurement}, say
         )
     row = replace(TINY, name="epochs", rows=1_000, epochs=50)
-    chunks = measure_interleaved(row, ["dlrun"], 40)["dlrun"]["seconds"]  # 2,000 epochs
-    for value, part in ((500, chunks[:10]), (1_000, chunks[10:20]), (1_500, chunks[20:30]), (2_000, chunks[30:])):
+    # 40 chunks are 2,000 epochs; of those that there was time for, each quarter is a point.
+    side = measure_interleaved(row, ["dlrun"], seconds, 40)["dlrun"]
+    chunks = side.get("seconds", [])
+    quarter = len(chunks) // 4
+    for number in range(4 if quarter else 0):
+        part = chunks[number * quarter : (number + 1) * quarter]
+        value = (number + 1) * quarter * row.epochs
         measurement = {"dlrun": {"seconds": part, "peak_mb": None}}
         yield print_measurement(
             {"axis": "epochs", "value": value, "row": asdict(row), "steps": row.steps, "sides": measurement}, say
@@ -44,7 +49,8 @@ def measure(rounds: int, say: Callable[[str], None]) -> Iterator[Found]:
 def print_measurement(measurement: Found, say: Callable[[str], None]) -> Found:
     """The same, said aloud."""
     cells = (f"{name} {format_measurement(measurement, name)}" for name in measurement["sides"])
-    say(f"{measurement['axis']} {measurement['value']:,}: " + ", ".join(cells))
+    rounds = count_rounds(measurement["sides"])
+    say(f"{measurement['axis']} {measurement['value']:,}: " + ", ".join(cells) + f" ({rounds})")
     return measurement
 
 
@@ -74,7 +80,8 @@ def linearity(table: list[Found]) -> list[str]:
         if len(points) < 3 or any(measurement["sides"][name].get("skipped") for measurement in points):
             continue
         rows = [measurement["value"] for measurement in points]
-        rounds = list(zip(*(epoch_seconds(measurement, name) for measurement in points), strict=True))
+        # As many as the slowest point reached.
+        rounds = list(zip(*(epoch_seconds(measurement, name) for measurement in points), strict=False))
         slopes_beyond = [(t[-1] - t[1]) / (rows[-1] - rows[1]) for t in rounds]
         for i in range(1, len(rows) - 1):
             slopes = [(t[i + 1] - t[i]) / (rows[i + 1] - rows[i]) for t in rounds]
@@ -91,11 +98,13 @@ def markdown(table: list[Found]) -> str:
     for axis in dict.fromkeys(measurement["axis"] for measurement in table):
         points = [measurement for measurement in table if measurement["axis"] == axis]
         names = list(points[0]["sides"])
-        text += f"\n{axis}:\n\n| {axis} | " + " | ".join(f"{name}, µs a step | ms an epoch" for name in names) + " |\n"
-        text += "| --- " * (1 + 2 * len(names)) + "|\n"
+        headers = " | ".join(f"{name}, µs a step | ms an epoch" for name in names)
+        text += f"\n{axis}:\n\n| {axis} | {headers} | reached |\n"
+        text += "| --- " * (2 + 2 * len(names)) + "|\n"
         for measurement in points:
             cells = (_cells(measurement, name) for name in names)
-            text += f"| {measurement['value']:,} | " + " | ".join(cells) + " |\n"
+            rounds = count_rounds(measurement["sides"])
+            text += f"| {measurement['value']:,} | " + " | ".join(cells) + f" | {rounds} |\n"
     return text + "\nBar, cost linear in rows:\n\n" + "".join(f"- {line}\n" for line in linearity(table))
 
 

@@ -1,12 +1,17 @@
-"""Real tables, each by one command with dlrun's defaults, beside scikit-learn on the same rows."""
+"""Real tables, each by one command with dlrun's defaults, beside scikit-learn on the same rows.
+
+python tests/bench/tables.py [NAME ...]      or `bench.py tables --seconds 20`: so many seconds for each table
+"""
 
 import importlib.util
 import math
 import os
+import signal
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,8 +89,31 @@ HELD_OUT = (
 TABLES = TUNED + HELD_OUT
 
 
-def measure(root: str, names: list[str], say: Callable[[str], None]) -> Iterator[Found]:
-    """A row for each table that is at hand: test metric of dlrun and scikit-learn on SEEDS draws of the parts."""
+class Late(Exception):
+    """A table's time is over."""
+
+
+@contextmanager
+def limit(seconds: float) -> Iterator[None]:
+    """Late in what runs longer than so many seconds."""
+
+    def stop(number: int, frame: object) -> None:
+        raise Late
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def measure(root: str, names: list[str], seconds: float, say: Callable[[str], None]) -> Iterator[Found]:
+    """A row for each table that is at hand: test metric of dlrun and scikit-learn on up to SEEDS draws of the parts.
+
+    A draw that a table's seconds are over in does not count.
+    """
     with tempfile.TemporaryDirectory() as place:
         for table in TABLES:
             name = _get_name(table.source)
@@ -106,8 +134,18 @@ def measure(root: str, names: list[str], say: Callable[[str], None]) -> Iterator
                 "epochs": [],
             }
             began = time.process_time()
-            for seed in range(SEEDS):
-                _compare(table, path, Path(place) / "outputs", seed, measurement)
+            try:
+                with limit(seconds):
+                    for seed in range(SEEDS):
+                        _compare(table, path, Path(place) / "outputs", seed, measurement)
+            except Exception as error:
+                # A run that is cut off records its failure and raises its own error.
+                if not isinstance(error, Late) and not isinstance(error.__cause__, Late):
+                    raise
+            draws = len(measurement["dlrun"])
+            if not draws:
+                say(f"{name}: left out, no draw in {seconds:.0f} s, give it more --seconds")
+                continue
             measurement["cpu_seconds"] = round(time.process_time() - began, 1)
             say(markdown([measurement]).splitlines()[-1])
             yield measurement
@@ -155,10 +193,12 @@ def _compare(table: Table, path: Path, outputs: Path, seed: int, measurement: Fo
     words += [f"seed={seed}", f"data.seed={seed}", f"paths.outputs={outputs}", "figures=false", "tracking.graph=false"]
     run = dlrun.train(*words, quiet=True)
     is_regression = "test/r2" in run.metrics
+    others = _fit_scikit_learn(table, path, seed, is_regression)
+    # All of a draw or nothing, as the time may be over in between.
     measurement["metric"] = "r2" if is_regression else "accuracy"
     measurement["dlrun"].append(run.metrics[f"test/{measurement['metric']}"])
     measurement["epochs"].append(len(run.history))
-    for side, value in _fit_scikit_learn(table, path, seed, is_regression).items():
+    for side, value in others.items():
         measurement[side].append(value)
 
 
@@ -202,9 +242,11 @@ def _fit_scikit_learn(table: Table, path: Path, seed: int, is_regression: bool) 
 
 
 def judge(measurement: Found, side: str) -> str:
-    """better, worse or equal: by a paired t test over the draws, at 5 %."""
+    """better, worse or equal: by a paired t test over the draws, at 5 %; of fewer than three nothing is said."""
     from scipy import stats
 
+    if len(measurement["dlrun"]) < 3:
+        return "too few draws"
     differences = np.array(measurement["dlrun"]) - np.array(measurement[side])
     error = differences.std(ddof=1) / math.sqrt(len(differences))
     if abs(differences.mean()) <= stats.t.ppf(0.975, len(differences) - 1) * error:
@@ -218,10 +260,10 @@ def markdown(table: list[Found]) -> str:
         "Test metric (accuracy, or R² of regressions), mean ± std over draws of the parts. `dlrun data=table",
         "data.path=… data.target=…` with all defaults; scikit-learn's LogisticRegression or RidgeCV and",
         "HistGradientBoosting on the same inputs, fitted to the training and the validation rows. Equal: a",
-        "paired t test over the draws sees no difference at 5 %.",
+        "paired t test over the draws sees no difference at 5 %. CPU seconds are those of all three.",
         "",
-        "| table | metric | dlrun | linear | boosting | dlrun beside linear | epochs | CPU s |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| table | metric | dlrun | linear | boosting | dlrun beside linear | draws | epochs | CPU s |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for measurement in table:
         values = [
@@ -234,6 +276,7 @@ def markdown(table: list[Found]) -> str:
             measurement["metric"],
             *values,
             judge(measurement, "linear"),
+            str(len(measurement["dlrun"])),
             str(epochs),
             str(measurement["cpu_seconds"]),
         ]
@@ -268,5 +311,5 @@ def _summarize(table: list[Found]) -> str:
 if __name__ == "__main__":
     import sys
 
-    for _ in measure(os.environ.get("DLRUN_DATA_DIR", ""), sys.argv[1:], lambda text: print(text, flush=True)):
+    for _ in measure(os.environ.get("DLRUN_DATA_DIR", ""), sys.argv[1:], 100, lambda text: print(text, flush=True)):
         pass

@@ -18,6 +18,8 @@ from rows import HERE
 
 Found = dict[str, Any]
 THRESHOLDS = (0.97, 0.98, 0.99)
+_STEPS = 300  # of each run that processes are compared by
+_MOST_ROUNDS = 9
 SGD = ("optimizer=sgd", "optimizer.lr=0.01", "optimizer.momentum=0.5")
 
 
@@ -87,8 +89,11 @@ def accuracy_markdown(results: list[Found]) -> str:
     return text
 
 
-def processes(root: str, rounds: int, say: Callable[[str], None]) -> Found:
-    """Samples a second of one process with one thread, with two, and of two processes with a thread each."""
+def processes(root: str, seconds: float, say: Callable[[str], None]) -> Found:
+    """Samples a second of one process with one thread, with two, and of two processes with a thread each.
+
+    Rounds of the three, as many as fit into so many seconds, the last one cut off.
+    """
     if not root:
         return {"skipped": "DLRUN_DATA_DIR is not set"}
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "dlrun"]
@@ -98,28 +103,45 @@ def processes(root: str, rounds: int, say: Callable[[str], None]) -> Found:
         "2 processes, 1 thread each": (torchrun, 32, 1),
     }
     results: Found = {name: [] for name in kinds}
-    for number in range(rounds):
+    end = time.perf_counter() + seconds
+    for number in range(_MOST_ROUNDS):
+        speeds: dict[str, float] = {}
         for name in random.Random(number).sample(list(kinds), len(kinds)):
             start, batch, threads = kinds[name]
-            speed = _speed([*start, "data=mnist", "model=resnet", *SGD, f"data.batch_size={batch}"], root, threads)
+            words = [*start, "data=mnist", "model=resnet", *SGD, f"data.batch_size={batch}"]
+            try:
+                speed = _speed(words, root, threads, end - time.perf_counter())
+            except subprocess.TimeoutExpired:
+                break
             if isinstance(speed, str):
                 say(f"  {name}: skipped, {speed}")
                 return {"skipped": f"{name}: {speed}"}
-            results[name].append(speed)
+            speeds[name] = speed
             say(f"  {name}: {speed:,.0f} samples/s")
-    return results
+        if len(speeds) < len(kinds):
+            break
+        for name, speed in speeds.items():
+            results[name].append(speed)
+
+    rounds = len(results["1 process, 1 thread"])
+    say(f"  {rounds} whole round{'s' if rounds != 1 else ''}")
+    return results if rounds else {"skipped": f"too slow: no round in {seconds:.0f} s, give it more --seconds"}
 
 
-def _speed(words: list[str], root: str, threads: int) -> float | str:
-    """Samples a second as the run's result.json has it, or what it said when it was refused."""
+def _speed(words: list[str], root: str, threads: int, seconds: float) -> float | str:
+    """Samples a second as the run's result.json has it, or what it said when it was refused.
+
+    subprocess.TimeoutExpired if it takes longer than so many seconds.
+    """
     with tempfile.TemporaryDirectory() as place:
-        more = [f"paths.data={root}", "trainer.epochs=1", "device=cpu", f"hydra.run.dir={place}/run", "figures=false"]
+        more = [f"paths.data={root}", f"trainer.max_steps={_STEPS}", "device=cpu", f"hydra.run.dir={place}/run"]
         done = subprocess.run(
-            [sys.executable, *words, *more],
+            [sys.executable, *words, *more, "figures=false"],
             capture_output=True,
             text=True,
             cwd=place,
             env=_environment(OMP_NUM_THREADS=str(threads)),
+            timeout=max(seconds, 0),
         )
         if done.returncode:
             lines = [line for line in done.stderr.splitlines() if line.startswith("dlrun:")] or done.stderr.splitlines()
@@ -131,8 +153,8 @@ def processes_markdown(results: Found) -> str:
     """Samples a second, and the ratio to one process with one thread."""
     if "skipped" in results:
         return f"\nskipped: {results['skipped']}\n"
-    text = "\n| how | samples/s | × one thread |\n| --- | --- | --- |\n"
     base = results["1 process, 1 thread"]
+    text = f"\n{len(base)} rounds of {_STEPS} steps.\n\n| how | samples/s | × one thread |\n| --- | --- | --- |\n"
     for name, speeds in results.items():
         middle, low, high = interval([a / b for a, b in zip(speeds, base, strict=True)])
         text += f"| {name} | {statistics.median(speeds):,.0f} | {middle:.2f} ({low:.2f} to {high:.2f}) |\n"
