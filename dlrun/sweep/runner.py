@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dlrun.config.request import Request
-from dlrun.core import user_code
 from dlrun.core.errors import RequestError, UnreadableError
 from dlrun.core.files import DiskProblems, convert_write_errors, remove_temporaries
 from dlrun.core.format import count_digits
@@ -19,11 +18,12 @@ from dlrun.core.own_code import find_own_modules
 from dlrun.core.shell import suggest_command
 from dlrun.engine.device import count_cores
 from dlrun.experiment.builder import data_cache
-from dlrun.experiment.late_pictures import draw_finished, draw_losses
+from dlrun.experiment.late_pictures import draw_losses
 from dlrun.runs.record import LEDGER, RunRecord
 from dlrun.runs.reports.console import Console, format_clock, format_facts
 from dlrun.runs.reports.plots import fonts
 from dlrun.sweep import clusters
+from dlrun.sweep.best_runs import BestRuns
 from dlrun.sweep.comparison import expectations, report
 from dlrun.sweep.comparison.ranking import Comparison, compare
 from dlrun.sweep.continuation import choose_folder, has_chosen_folder, prepare_job
@@ -324,12 +324,15 @@ def conclude(
         if len({run.choices.get("lesson") for run in runs}) == 1:
             report.print_comparison(comparison, console)
 
-        pictures = _draw_best_runs(console, comparison, jobs, watcher.disk_problems, is_serial)
-        page = report.write_comparison(
-            comparison, ledger.folder, ledger.command, None if extras is None else extras.draw
-        )
-        for line in fonts.describe_missing_letters():
-            console.say(f"note: {line}")
+        # The pictures of the best run are drawn while those of the comparison are.
+        with BestRuns(comparison, jobs, watcher.disk_problems, is_serial) as best_runs:
+            page = report.write_comparison(
+                comparison, ledger.folder, ledger.command, None if extras is None else extras.draw
+            )
+            pictures, lines = best_runs.finish()
+        lines += [f"note: {line}" for line in fonts.describe_missing_letters()]
+        for line in dict.fromkeys(lines):
+            console.say(line)
         facts = [("report", str(page)), *(("best run", str(picture)) for picture in pictures)]
         if any(ledger.folder.glob("*/events.out.tfevents.*")):
             facts.append(("view", f"tensorboard --logdir {shlex.quote(str(ledger.folder))}"))
@@ -339,39 +342,6 @@ def conclude(
         command = format_resume_command(ledger.folder, jobs)
         console.say(f"not started: {pending} of {len(ledger.entries)} runs; {command}")
     return is_as_expected
-
-
-def _draw_best_runs(
-    console: Console, comparison: Comparison, jobs: Sequence[Job], disk_problems: DiskProblems, is_serial: bool
-) -> list[Path]:
-    """Draw the best run of each table, where the config leaves figures open; returns the paths of their pages.
-
-    is_serial: whether jobs with code of the user's own, which may end a process, run in this one.
-    """
-    jobs_by_folder = {job.folder.resolve(): job for job in jobs}
-    pages = []
-    for ranking in comparison.rankings:
-        best = ranking.find_best_run()
-        job = None if best is None else jobs_by_folder.get(best.folder.resolve())
-        if job is None or job.request.config["figures"] is not None:
-            continue
-        page = job.folder / "report.html"
-        # A sweep that got more points may have the same best run as before.
-        if page.is_file():
-            pages.append(page)
-            continue
-
-        command = suggest_command("eval", job.folder, modules=sorted(find_own_modules(job.request.config)))
-        if has_own_code(job) and not is_serial:
-            console.say(f"pictures of the best run: {command}")
-            continue
-        try:
-            pages.append(draw_finished(job.request, disk_problems))
-        except (Exception, SystemExit) as error:
-            # The run itself is finished and compared, whatever code of the user's own raises now.
-            reason = user_code.explain(error) or user_code.get_first_line(error)
-            console.say(f"note: the best run could not be drawn ({reason}); its pictures: {command}")
-    return pages
 
 
 class LedgerWatcher:
