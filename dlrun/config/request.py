@@ -32,6 +32,7 @@ from dlrun.config.hydra_part import HydraPart, format_option
 from dlrun.config.overrides import get_key
 from dlrun.core.errors import RequestError
 from dlrun.core.format import count_digits, format_folder_name
+from dlrun.core.garbage import pause_collection
 from dlrun.core.literals import Literals
 from dlrun.core.own_code import list_metric_targets
 
@@ -94,6 +95,7 @@ class UnknownKey(Exception):
 # From a command line
 
 
+@pause_collection()
 def from_command_line(words: Sequence[str]) -> list[Request]:
     """Compose a command line: one request, or one for each job of a sweep (-m).
 

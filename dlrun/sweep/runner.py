@@ -13,6 +13,7 @@ from dlrun.config.request import Request
 from dlrun.core.errors import RequestError, UnreadableError
 from dlrun.core.files import DiskProblems, convert_write_errors, remove_temporaries
 from dlrun.core.format import count_digits
+from dlrun.core.garbage import pause_collection
 from dlrun.core.lock import Lock
 from dlrun.core.own_code import find_own_modules
 from dlrun.core.shell import suggest_command
@@ -291,6 +292,7 @@ class Extras(Protocol):
         ...
 
 
+@pause_collection()
 def conclude(
     console: Console,
     ledger: Ledger,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from dlrun.core.garbage import pause_collection
 from dlrun.core.terminal import escape_line
 from dlrun.runs.reports.plots import fonts
 
@@ -20,8 +21,9 @@ _WIDE_RANGE = 30
 
 def load() -> None:
     """Import what figures need, ahead of the first one."""
-    import matplotlib.backends.backend_agg
-    import matplotlib.figure  # noqa: F401
+    with pause_collection():
+        import matplotlib.backends.backend_agg
+        import matplotlib.figure  # noqa: F401
 
 
 def create_figure(width: float = 6.4, height: float = 4.8, dpi: int = 110) -> "Figure":
