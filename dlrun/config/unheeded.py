@@ -187,9 +187,12 @@ _OF_SEARCH = {
 def refuse_outside_search(words: Sequence[str]) -> None:
     """RequestError for a setting of searches on the command line of another sweep."""
     for word in words:
-        if get_key(word) in _OF_SEARCH:
+        key = get_key(word)
+        if key in _OF_SEARCH:
+            # A grid tries all combinations, as the sweep would.
+            search = "tpe" if key == "sweep.trials" else "grid"
             raise RequestError(
-                f"{word} is for a search, and here {_OF_SEARCH[get_key(word)]}; add sweep.search=tpe, or leave it out"
+                f"{word} is for a search, and here {_OF_SEARCH[key]}; add sweep.search={search}, or leave it out"
             )
 
 

@@ -67,7 +67,7 @@ def format_estimate(score: Estimate, ranking: Ranking) -> str:
 def list_headers(ranking: Ranking) -> list[str]:
     """The names of all columns, those of the varying keys first."""
     names = list(shorten_keys(ranking.keys).values()) or ["setting"]
-    failure_header = ["failed"] if _has_unusable(ranking) else []
+    failure_header = [_name_unusable(ranking)] if _has_unusable(ranking) else []
     return [*names, "n", ranking.metric, _INTERVAL, EPOCH, _LAST, *ranking.test_metrics, SECONDS, *failure_header]
 
 
@@ -87,6 +87,14 @@ def list_rows(ranking: Ranking) -> list[list[str]]:
 
 def _has_unusable(ranking: Ranking) -> bool:
     return any(setting.unusable for setting in ranking.settings)
+
+
+def _name_unusable(ranking: Ranking) -> str:
+    """What became of the runs that do not count, in one or two words."""
+    are_pruned = {run.trouble.startswith("pruned:") for setting in ranking.settings for run in setting.unusable}
+    if are_pruned == {True}:
+        return "pruned"
+    return "left out" if True in are_pruned else "failed"
 
 
 def _count_key_columns(ranking: Ranking) -> int:

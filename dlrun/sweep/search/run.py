@@ -129,6 +129,12 @@ class Search:
         stacks = [replace(unit, halving=halving) for unit in self.find_stacks(of_all_seeds)]
         stacked_keys = {job.key for unit in stacks for job in unit.jobs}
         jobs = [job for job in of_all_seeds if job.key in stacked_keys or job.key in first_jobs]
+        alone_count = len(first_jobs.keys() - stacked_keys)
+        if alone_count > 1 and self.settings.stack == "on" and not self.settings.round:
+            self.watcher.note(
+                f"{alone_count} runs are in no stack, and none of them is pruned: they began at the same time; "
+                "sweep.round=1 judges each by those before it"
+            )
         self.trials.ledger.add(jobs, None)
         return self.run_jobs(jobs, stacks)
 

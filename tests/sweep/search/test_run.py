@@ -192,7 +192,13 @@ def test_the_worse_trials_leave_their_stack(dlrun: Callable[..., Any], tmp_path:
     results = read_results("whole")
     assert [epochs for *_, epochs in results.values()] == [6, 6, 4, 4] + [1] * 12
     assert all((status == "pruned") == (epochs < 6) for status, *_, epochs in results.values())
+    header = next(line for line in done.out.splitlines() if "val/loss" in line and "95 %" in line)
+    assert header.split()[-1] == "pruned"
     assert "7 of 8 trials were pruned, which saved 67 % of the epochs (32 of 96 trained)" in " ".join(done.out.split())
+
+    # Without a stack nothing would be compared, which is told.
+    averaged = dlrun("-m", *run, "optimizer.lr=0.1,0.2", *search[:3], "trainer.ema_decay=0.9", "trainer.epochs=1")
+    assert "2 runs are in no stack, and none of them is pruned" in " ".join(averaged.out.split()), averaged.err
 
     # Killed as the stack begins, and between two runs that leave it.
     for folders in (0, 5):
@@ -235,6 +241,7 @@ def test_several_objectives_end_in_a_front(dlrun: Callable[..., Any]) -> None:
     [
         (("-m", "optimizer.lr=interval(0,1)"), "add sweep.search=tpe"),
         (("-m", "optimizer.lr=0.1,0.2", "sweep.trials=5"), "sweep.trials=5 is for a search"),
+        (("-m", "optimizer.lr=0.1,0.2", "sweep.pruner=halving"), "add sweep.search=grid, or leave it out"),
         (("-m", "optimizer.lr=0.1,0.2", "sweep.search=tpee"), "did you mean tpe"),
         (("-m", "optimizer.lr=0.1", "sweep.search=tpe"), "finds nothing to vary"),
         (("-m", RATE, "sweep.search=tpe", "sweep.points=['seed=1']"), "leave out sweep.points"),
