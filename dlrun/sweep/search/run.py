@@ -12,6 +12,7 @@ from dlrun.core.errors import RequestError, UnreadableError
 from dlrun.core.lock import Lock
 from dlrun.engine.device import count_cores
 from dlrun.experiment.builder import data_cache
+from dlrun.experiment.callbacks.pruning import PrunedBefore
 from dlrun.experiment.context import RunContext
 from dlrun.experiment.preflight import checks
 from dlrun.experiment.setup import may_log
@@ -28,7 +29,7 @@ from dlrun.sweep.search import answer
 from dlrun.sweep.search.objectives import Objective, read_objectives
 from dlrun.sweep.search.study import Study
 from dlrun.sweep.search.trials import Trials
-from dlrun.sweep.stacks import PreparedJobs, Unit
+from dlrun.sweep.stacks import PreparedJobs, Unit, find_begun_stacks
 
 _DEFAULT_TRIALS = 20
 # Of a search on a cluster, whose trials are to learn from earlier ones.
@@ -124,11 +125,21 @@ class Search:
                 trial_by_key.setdefault(job.key, trial.number)
                 of_all_seeds.append(first_jobs.get(job.key, job))
 
+        # The stack trains on only once they are whole: until then its file has them.
+        unfinished = {job.key for job in self.trials.select_unfinished(of_all_seeds)}
+        begun, _ = find_begun_stacks(self.trials.folder, self.trials.list_all_jobs(), unfinished)
+        left = list_half_written(begun)
+        code = self.run_jobs(left, [])
+        if code or self.watcher.is_stopping:
+            return code
+
         objective = self.trials.study.objectives[0]
         halving = Halving(objective.name, objective.mode, trial_by_key)
         stacks = [replace(unit, halving=halving) for unit in self.find_stacks(of_all_seeds)]
         stacked_keys = {job.key for unit in stacks for job in unit.jobs}
-        jobs = [job for job in of_all_seeds if job.key in stacked_keys or job.key in first_jobs]
+        # Those in the ledger were in a stack that has failed since.
+        to_run = stacked_keys | first_jobs.keys() | self.trials.ledger.entries.keys()
+        jobs = [job for job in of_all_seeds if job.key in to_run]
         alone_count = len(first_jobs.keys() - stacked_keys)
         if alone_count > 1 and self.settings.stack == "on" and not self.settings.round:
             self.watcher.note(
@@ -324,6 +335,20 @@ def check_corners(
         return parallel
     was_killed = any(entry.status == "running" for entry in trials.ledger.entries.values())
     return Serial() if at_once == 1 and not was_killed else parallel
+
+
+def list_half_written(stacks: Sequence[Unit]) -> list[Job]:
+    """The jobs that had left their stack when the process that wrote their folders was killed.
+
+    They end as they left it: one that has trained to its end is completed, and any other was pruned.
+    """
+    jobs = []
+    for unit in stacks:
+        for job in unit.open_jobs:
+            # Of a member that has failed only the best weights are saved.
+            if (job.folder / "checkpoints" / "last.pt").exists():
+                jobs.append(replace(job, pruner=PrunedBefore()))
+    return jobs
 
 
 def refuse_missing_metrics(objectives: Sequence[Objective], context: RunContext) -> None:

@@ -181,6 +181,25 @@ def test_a_pruned_run_is_taken_up_again(dlrun: Callable[..., Any]) -> None:
     assert resumed.result["weights_sha256"] == alone.result["weights_sha256"]
 
 
+# Ends hard before it writes the result of a run, once there are so many.
+KILLED_AT_RESULT = """
+import os, signal, sys
+from pathlib import Path
+from dlrun.cli.main import main
+from dlrun.experiment import result
+
+collect_result = result.collect_result
+
+def collect(*arguments, **words):
+    if len(list(Path("cut").glob("*/result.json"))) == {}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return collect_result(*arguments, **words)
+
+result.collect_result = collect
+sys.exit(main())
+"""
+
+
 def test_the_worse_trials_leave_their_stack(dlrun: Callable[..., Any], tmp_path: Path, warm: Any) -> None:
     """Successive halving: 8 trials, then 2, then 1, after the epochs 1 and 4."""
     rates = "optimizer.lr=" + ",".join(f"{0.4 * 0.7**n:.4f}" for n in range(8))
@@ -200,17 +219,17 @@ def test_the_worse_trials_leave_their_stack(dlrun: Callable[..., Any], tmp_path:
     averaged = dlrun("-m", *run, "optimizer.lr=0.1,0.2", *search[:3], "trainer.ema_decay=0.9", "trainer.epochs=1")
     assert "2 runs are in no stack, and none of them is pruned" in " ".join(averaged.out.split()), averaged.err
 
-    # Killed as the stack begins, and between two runs that leave it.
-    for folders in (0, 5):
-        first = ("resume", "cut") if folders else ("-m", *run, rates, *search, "sweep.dir=cut")
-        process = warm.start("-m", "dlrun", *first, cwd=tmp_path)
-        while process.poll() is None:
-            if list(Path("cut").glob("stack_*.pt")) and len(list(Path("cut").glob("*/result.json"))) >= folders:
-                break
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
+    # Killed as the stack begins, and as the second seed of a trial that has left is half written.
+    process = warm.start("-m", "dlrun", "-m", *run, rates, *search, "sweep.dir=cut", cwd=tmp_path)
+    while process.poll() is None and not list(Path("cut").glob("stack_*.pt")):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait(60)
+    for ended in (3, 13):
+        process = warm.start("-c", KILLED_AT_RESULT.format(ended), "resume", "cut", cwd=tmp_path)
         process.wait(60)
-    assert len(read_results("cut")) < 16
+        assert len(read_results("cut")) == ended
+        assert len(list(Path("cut").glob("*/checkpoints/last.pt"))) == ended + 1
     assert dlrun("resume", "cut").code == 0
     assert read_trials("cut") == read_trials("whole")
     assert read_results("cut") == results
