@@ -91,7 +91,7 @@ def _has_unusable(ranking: Ranking) -> bool:
 
 def _name_unusable(ranking: Ranking) -> str:
     """What became of the runs that do not count, in one or two words."""
-    are_pruned = {run.trouble.startswith("pruned:") for setting in ranking.settings for run in setting.unusable}
+    are_pruned = {run.reason_unusable.startswith("pruned:") for setting in ranking.settings for run in setting.unusable}
     if are_pruned == {True}:
         return "pruned"
     return "left out" if True in are_pruned else "failed"
