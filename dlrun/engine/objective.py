@@ -119,7 +119,7 @@ class Objective:
         weightable = [name for name in LOSSES[self.spec.task] if name in (*TAKES_WEIGHT, *GIVES_ROWS)]
         if self.loss_name not in weightable:
             raise RequestError(f"task.loss={self.loss_name} takes no {what}; type task.loss={' or '.join(weightable)}")
-        check_weights(what, self.class_weights, self.class_count)
+        _check_weights(what, self.class_weights, self.class_count)
 
     @property
     def class_count(self) -> int:
@@ -509,7 +509,7 @@ class MetricAccumulator:
             self.blocks.append({name: value.to(device) for name, value in state["sums"].items()})
 
 
-def check_weights(where: str, weights: Any, classes: int) -> list[float]:
+def _check_weights(where: str, weights: Any, classes: int) -> list[float]:
     """Return class weights as floats; RequestError unless they are one positive number for each class."""
     are_numbers = isinstance(weights, list | tuple) and all(_is_number(weight) and weight > 0 for weight in weights)
     if not are_numbers or len(weights) != classes:
@@ -534,7 +534,7 @@ def _check_loss_args(
 
         kind = known[key]
         if kind == "weights":
-            checked[key] = check_weights(where, value, classes)
+            checked[key] = _check_weights(where, value, classes)
             continue
         if kind == "bool":
             if not isinstance(value, bool):

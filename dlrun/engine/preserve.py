@@ -62,8 +62,8 @@ def _record_attributes(module: nn.Module) -> Callable[[], None]:
     kind = type(module)
     registries = {name: dict(module.__dict__[name]) for name in _REGISTRIES}
     # Attributes that a user's forward pass may set, such as a counter or a hidden state.
-    own = {name: value for name, value in module.__dict__.items() if name not in _TORCH_ATTRIBUTES}
-    restorers = [_record_value(value, depth=2) for value in own.values()]
+    attributes = {name: value for name, value in module.__dict__.items() if name not in _TORCH_ATTRIBUTES}
+    restorers = [_record_value(value, depth=2) for value in attributes.values()]
 
     def restore() -> None:
         # A lazy layer that has met its input has become another class.
@@ -77,10 +77,10 @@ def _record_attributes(module: nn.Module) -> Callable[[], None]:
                 registry.update(before)
 
         # A forward pass may ask by hasattr whether it is the first.
-        added = [name for name in module.__dict__ if name not in _TORCH_ATTRIBUTES and name not in own]
+        added = [name for name in module.__dict__ if name not in _TORCH_ATTRIBUTES and name not in attributes]
         for name in added:
             del module.__dict__[name]
-        module.__dict__.update(own)
+        module.__dict__.update(attributes)
         for restore_value in restorers:
             restore_value()
 

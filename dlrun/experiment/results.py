@@ -94,8 +94,8 @@ def compare_naive_forecasts(context: RunContext, metrics: Mapping[str, float]) -
         spec = dataclasses.replace(splits.spec, preprocessing=dataclasses.replace(fitted, season=season).to_plain())
         mae = score_naive_forecast(context.objective, part, spec)["mae"]
         texts.append(f"the {name_naive_forecast(spec)} gets {format_number(mae)}")
-    own = format_number(metrics[f"{name}/mae"])
-    return f"mean absolute error on the {name} windows: {', '.join(texts)}, and this net {own}"
+    net_error = format_number(metrics[f"{name}/mae"])
+    return f"mean absolute error on the {name} windows: {', '.join(texts)}, and this net {net_error}"
 
 
 def collect_result(

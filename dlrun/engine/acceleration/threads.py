@@ -19,13 +19,13 @@ _TIMED_STEPS = 5
 
 def choose_fastest(state: TrainState, cores: int) -> str:
     """Train with the number of CPU threads that makes a few steps fastest; returns a note with the times."""
-    count, milliseconds = find_fastest(state, cores)
+    count, milliseconds = _find_fastest(state, cores)
     torch.set_num_threads(count)
     times = ", ".join(f"{time:.2f} ms with {threads}" for threads, time in milliseconds.items())
     return f"device.num_threads=auto: {count} (a step takes {times})"
 
 
-def find_fastest(state: TrainState, cores: int) -> tuple[int, dict[int, float]]:
+def _find_fastest(state: TrainState, cores: int) -> tuple[int, dict[int, float]]:
     """The number of threads with the least median step time, and milliseconds a step by number of threads.
 
     Tries 1, 2, 4, ... and all cores; of those within 3 % of the best the fewest are taken. The model, the

@@ -25,17 +25,18 @@ class ExponentialMovingAverage:
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, decay: float) -> None:
-        """Follow `model` from now on; a step that the gradient scaler skips does not count."""
+        """Average the weights of `model`, the source, after each step that the gradient scaler does not skip."""
         self._model: nn.Module = duplicate(model).requires_grad_(False)
         self.built = BuiltBuffers(self._model)
-        self.followed = model
+        self._source = model
         self.decay = decay
         # A tensor on the device where a scaler decides there which steps are skipped.
         self._steps: int | Tensor = 0
         self._modules = list(zip(self._model.modules(), model.modules(), strict=True))
         self._average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-        # The shards of the average, under device.strategy=fsdp2.
-        self._sharded: ShardedWeights | None = None
+        # Under device.strategy=fsdp2: the shards of the average, and those of the source.
+        self._shards: ShardedWeights | None = None
+        self._source_shards: ShardedWeights | None = None
         optimizer.register_step_post_hook(lambda stepped, *_: self.update(getattr(stepped, "found_inf", None)))
 
     @property
@@ -45,11 +46,11 @@ class ExponentialMovingAverage:
 
     @property
     def model(self) -> nn.Module:
-        """The model with the averaged weights, and with the extra state of the followed one."""
+        """The model with the averaged weights, and with the extra state of the source."""
         # Copied when it is needed, not at every step.
-        for mine, other in self._modules:
-            if type(other).get_extra_state is not nn.Module.get_extra_state:
-                mine.set_extra_state(copy.deepcopy(other.get_extra_state()))
+        for module, source in self._modules:
+            if type(source).get_extra_state is not nn.Module.get_extra_state:
+                module.set_extra_state(copy.deepcopy(source.get_extra_state()))
         return self._model
 
     @torch.no_grad()
@@ -59,11 +60,11 @@ class ExponentialMovingAverage:
         skipped: above 0 if a fused optimizer has skipped the step, which it decides on the device.
         """
         averaged: list[Tensor] = list(self._model.parameters())
-        current: list[Tensor] = list(self.followed.parameters())
-        if self._sharded is not None:
-            # Number by number, so that the ranks need not talk.
-            averaged = self._sharded.list_local()
-            current = self._followed.list_local()
+        current: list[Tensor] = list(self._source.parameters())
+        if self._shards is not None and self._source_shards is not None:
+            # Element by element, so that the ranks need not communicate.
+            averaged = self._shards.list_local()
+            current = self._source_shards.list_local()
 
         if skipped is not None or isinstance(self._steps, Tensor):
             self._update_unless(skipped, averaged, current)
@@ -74,7 +75,7 @@ class ExponentialMovingAverage:
             # The average starts at the weights after the first step.
             torch._foreach_copy_(averaged, current)
             self._steps = 1
-        self._follow_buffers()
+        self._copy_buffers()
 
     def _update_unless(self, skipped: Tensor | None, averaged: list[Tensor], current: list[Tensor]) -> None:
         """Average the weights in, but leave all as it is where `skipped` is above 0."""
@@ -87,32 +88,32 @@ class ExponentialMovingAverage:
 
         # The weight of the current weights is 1 at the first step that is made, and 0 at one that is skipped.
         weight = torch.where(steps == 0, 1.0, 1.0 - self.decay) * increment
-        for mine, other in zip(averaged, current, strict=True):
-            mine.lerp_(other, weight.to(mine.dtype))
+        for average, value in zip(averaged, current, strict=True):
+            average.lerp_(value, weight.to(average.dtype))
         self._steps = steps + increment
 
-    def _follow_buffers(self) -> None:
+    def _copy_buffers(self) -> None:
         """Copy the buffers, including those that the model has created, replaced or removed since."""
-        for mine, other in self._modules:
+        for module, source in self._modules:
             # Most modules have none; this runs at every step.
-            if not (mine._buffers or other._buffers):
+            if not (module._buffers or source._buffers):
                 continue
 
-            for name, value in other._buffers.items():
-                present = mine._buffers.get(name)
+            for name, value in source._buffers.items():
+                present = module._buffers.get(name)
                 if value is not None and present is not None and present.shape == value.shape:
                     present.copy_(value)
                     continue
-                copied = None if value is None else value.detach().clone()
-                if name in mine._buffers:
-                    mine._buffers[name] = copied
+                copy_of_value = None if value is None else value.detach().clone()
+                if name in module._buffers:
+                    module._buffers[name] = copy_of_value
                 else:
-                    is_saved = name not in other._non_persistent_buffers_set
-                    mine.register_buffer(name, copied, persistent=is_saved)
+                    is_saved = name not in source._non_persistent_buffers_set
+                    module.register_buffer(name, copy_of_value, persistent=is_saved)
 
-            removed = [name for name in mine._buffers if name not in other._buffers]
+            removed = [name for name in module._buffers if name not in source._buffers]
             for name in removed:
-                del mine._buffers[name]
+                del module._buffers[name]
 
     def state_dict(self) -> dict[str, Any]:
         """The state as tensors and plain Python."""
@@ -126,22 +127,22 @@ class ExponentialMovingAverage:
         self._steps = int(state["steps"])
         self.built.fit(state["model"], created_buffers)
         load_weights(self._model, state["model"])
-        if self._sharded is not None:
-            self._sharded.scatter()
+        if self._shards is not None:
+            self._shards.scatter()
 
-    def shard(self, followed: "ShardedModel") -> None:
-        """Average the shards of the model from now on."""
+    def shard(self, source: "ShardedModel") -> None:
+        """Average the shards of the source from now on."""
         from dlrun.engine.sharding import ShardedWeights
 
-        self._followed = followed.weights
-        self._sharded = ShardedWeights(self._model, [shard.detach().clone() for shard in self._followed.shards])
+        self._source_shards = source.weights
+        self._shards = ShardedWeights(self._model, [shard.detach().clone() for shard in source.weights.shards])
 
     def gather(self) -> None:
         """Give `model` the average of all shards. A collective call."""
-        if self._sharded is not None:
-            self._sharded.gather()
+        if self._shards is not None:
+            self._shards.gather()
 
     def release(self) -> None:
         """Give back the memory of `model`, until it is gathered again."""
-        if self._sharded is not None:
-            self._sharded.release()
+        if self._shards is not None:
+            self._shards.release()

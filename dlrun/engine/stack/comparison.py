@@ -148,10 +148,10 @@ def _copy_attributes(model: nn.Module) -> dict[str, Any]:
     """Copies of the attributes of all modules besides parameters, buffers and submodules, by module name."""
     attributes = {}
     for name, module in model.named_modules():
-        own = {key: value for key, value in vars(module).items() if key not in TORCH_ATTRIBUTES}
+        own_attributes = {key: value for key, value in vars(module).items() if key not in TORCH_ATTRIBUTES}
         # Modules stay out of the copies: describe_structure compares them.
         memo: dict[int, Any] = {id(part): part for part in model.modules()}
-        attributes[name] = duplicate(own, memo)
+        attributes[name] = duplicate(own_attributes, memo)
     return attributes
 
 

@@ -195,12 +195,14 @@ class StackedModel:
         chains = [list_chain(model) or [] for model in self.models]
         for position, first in enumerate(self.chain):
             prefix = prefixes.get(id(first))
-            own: dict[str, Tensor] = {}
+            layer_tensors: dict[str, Tensor] = {}
             if prefix is not None:
                 start = f"{prefix}." if prefix else ""
-                own = {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+                layer_tensors = {
+                    name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)
+                }
             member_layers = [chain[position] for chain in chains]
-            layers.append(STACKED_LAYERS[type(first)](member_layers, own, self.generators).forward)
+            layers.append(STACKED_LAYERS[type(first)](member_layers, layer_tensors, self.generators).forward)
 
         self._layers = layers
         self._layer_names = [prefixes.get(id(first)) for first in self.chain]

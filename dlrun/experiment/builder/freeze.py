@@ -55,7 +55,7 @@ def freeze(model: nn.Module, patterns: Any) -> None:
     """
     pattern_list = _check_patterns(patterns)
     modules = dict(model.named_modules())
-    last_layers = get_last_layers(model)
+    last_layers = _get_last_layers(model)
     if patterns == BACKBONE and last_layers and BACKBONE not in modules:
         frozen_modules = [name for name in modules if name and not _is_inside_any(name, last_layers)]
         names = [name for name, _ in model.named_parameters() if not _is_inside_any(name, last_layers)]
@@ -80,7 +80,7 @@ def freeze(model: nn.Module, patterns: Any) -> None:
             _hold_in_evaluation_mode(module)
 
 
-def get_last_layers(model: nn.Module) -> tuple[str, ...]:
+def _get_last_layers(model: nn.Module) -> tuple[str, ...]:
     """Names of the new last layers of a net that has others from elsewhere; empty for any other net."""
     names: Any = getattr(model, "last_layers", None)
     is_listed = isinstance(names, tuple) and all(isinstance(name, str) for name in names)
@@ -111,7 +111,7 @@ def _match_parameters(model: nn.Module, patterns: Sequence[str], frozen_modules:
     stateful = [name for name, module in model.named_modules() if name and module.state_dict()]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in (*names, *modules)):
-            words = [BACKBONE] if get_last_layers(model) else []
+            words = [BACKBONE] if _get_last_layers(model) else []
             hint = did_you_mean(pattern, [*words, *modules, *(f"{name}.*" for name in modules), *names])
             raise RequestError(
                 f"model.freeze: nothing in the model matches {pattern!r}; {hint}its parameters are {join_names(names)}"

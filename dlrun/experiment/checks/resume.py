@@ -93,7 +93,7 @@ def check_resume(words: list[str], seed: int | None = None) -> int:
 
         for i in range(_ROUNDS):
             folder = Path(place) / f"killed_{i}"
-            kills = train_with_kills(plan, folder, draw)
+            kills = _train_with_kills(plan, folder, draw)
             killed += len(kills)
             inside += sum(kills)
             for name, is_equal in compare_folders(reference, folder).items():
@@ -133,8 +133,8 @@ def plan_training(words: list[str], request: Request) -> Plan:
         )
 
     # `dlrun resume` trusts no module of the user's that its command line does not name.
-    own = find_own_modules(settings.plain)
-    trust = [f"trusted_modules=[{','.join(own)}]"] if own else []
+    own_modules = find_own_modules(settings.plain)
+    trust = [f"trusted_modules=[{','.join(own_modules)}]"] if own_modules else []
     short += [f"checkpoint.every_steps={max(steps // _SAVES, 1)}", "checkpoint.every_epochs=1"]
     return Plan([*words, *short], trust, steps)
 
@@ -164,7 +164,7 @@ def wait_for_end(process: subprocess.Popen[bytes], folder: Path) -> None:
         raise RunError(f"a training that was to be compared ended with exit code {code}: {lines[-1]}")
 
 
-def train_with_kills(plan: Plan, folder: Path, draw: random.Random) -> list[bool]:
+def _train_with_kills(plan: Plan, folder: Path, draw: random.Random) -> list[bool]:
     """Train in `folder` to the end, killed once in each quarter but the last.
 
     Returns for each kill whether it hit a save.
