@@ -301,7 +301,8 @@ def test_two_processes_share_a_card(dlrun: Callable[..., Any], tmp_path: Path) -
     words = (*DIGITS, "device=cuda", "optimizer=sgd", "trainer.epochs=2", "data.drop_last=true")
     alone = dlrun(*words, "data.batch_size=64", "hydra.run.dir=alone")
     assert alone.code == 0, alone.err
-    result = run_processes(tmp_path, 2, *words, "data.batch_size=64")
+    # The size is that of a process.
+    result = run_processes(tmp_path, 2, *words, "data.batch_size=32")
     assert result["steps"] == alone.result["steps"]
     assert result["metrics"]["test/loss"] == pytest.approx(alone.result["metrics"]["test/loss"], rel=1e-3)
 
