@@ -40,5 +40,5 @@ def check_image(spec: DataSpec, model: str, smallest: int) -> None:
         advised = next((side for side in (28, 32) if side >= smallest), smallest)
         raise MisfitError(
             f"model={model} needs images of at least {smallest}x{smallest} pixels, but these are "
-            f"{height}x{width}: type data.image_size={advised}."
+            f"{height}x{width}: type data.image_size={advised} for data that have this key, or model=mlp."
         )
