@@ -112,7 +112,7 @@ def pytest_report_header() -> str:
 
 
 @dataclass(frozen=True)
-class Done:
+class CommandOutcome:
     """What a command line left behind."""
 
     code: int
@@ -229,7 +229,7 @@ def ctrl_c() -> Iterator[None]:
 @pytest.fixture
 def dlrun(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], device: str
-) -> Callable[..., Done]:
+) -> Callable[..., CommandOutcome]:
     """`dlrun(*words)`: run a command line in this process, from an empty working directory.
 
     On a GPU runs are deterministic, unless they say otherwise: two that are compared take the same kernels.
@@ -238,7 +238,7 @@ def dlrun(
     monkeypatch.delenv("DLRUN_DATA_DIR", raising=False)
     monkeypatch.setattr(sys, "path", list(sys.path))
 
-    def run(*words: str) -> Done:
+    def run(*words: str) -> CommandOutcome:
         from dlrun.cli.main import main
 
         trains = words and (words[0] == "-m" or "=" in words[0])
@@ -248,7 +248,7 @@ def dlrun(
         capfd.readouterr()
         code = main()
         out, err = capfd.readouterr()
-        return Done(code, out, err)
+        return CommandOutcome(code, out, err)
 
     return run
 
@@ -274,10 +274,10 @@ def warm_check_resume(warm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def python(tmp_path: Path, warm: Any) -> Callable[..., Done]:
+def python(tmp_path: Path, warm: Any) -> Callable[..., CommandOutcome]:
     """`python(*words, input=, env=)`: run `python *words` as a warm process, from an empty working directory."""
 
-    def run(*words: str, input: str = "", timeout: float = 300, **settings: Any) -> Done:
+    def run(*words: str, input: str = "", timeout: float = 300, **settings: Any) -> CommandOutcome:
         with tempfile.TemporaryFile() as stdin:
             stdin.write(input.encode())
             stdin.seek(0)
@@ -286,13 +286,13 @@ def python(tmp_path: Path, warm: Any) -> Callable[..., Done]:
             process.wait(timeout)
         finally:
             process.kill()
-        return Done(process.returncode, process.out, process.err)
+        return CommandOutcome(process.returncode, process.out, process.err)
 
     return run
 
 
 @pytest.fixture
-def command(python: Callable[..., Done]) -> Callable[..., Done]:
+def command(python: Callable[..., CommandOutcome]) -> Callable[..., CommandOutcome]:
     """`command(*words)`: run `python -m dlrun *words` as a warm process, from an empty working directory."""
     return functools.partial(python, "-m", "dlrun")
 
@@ -324,12 +324,12 @@ def killed_at_save() -> Callable[[int], str]:
 
 
 @pytest.fixture
-def kill_at_save(python: Callable[..., Done], killed_at_save: Callable[[int], str]) -> Callable[..., None]:
+def kill_at_save(python: Callable[..., CommandOutcome], killed_at_save: Callable[[int], str]) -> Callable[..., None]:
     """`kill_at_save(nth, *words)`: a command line as a warm process that is killed before its nth checkpoint file."""
 
     def run(nth: int, *words: str) -> None:
-        done = python("-c", killed_at_save(nth), *words)
-        assert done.code == -signal.SIGKILL, done.out + done.err
+        outcome = python("-c", killed_at_save(nth), *words)
+        assert outcome.code == -signal.SIGKILL, outcome.out + outcome.err
 
     return run
 
@@ -491,7 +491,7 @@ def sources() -> list[Source]:
 
 
 @pytest.fixture
-def real_data(monkeypatch: pytest.MonkeyPatch, dlrun: Callable[..., Done]) -> Path:
+def real_data(monkeypatch: pytest.MonkeyPatch, dlrun: Callable[..., CommandOutcome]) -> Path:
     """The folder of real data sets; the test is skipped where there is none."""
     if not REAL_DATA:
         pytest.skip("DLRUN_DATA_DIR is not set: no real data here")

@@ -214,8 +214,8 @@ def test_every_part_of_the_bench_on_a_gpu_runs_to_its_end(
 
     def run(plan: Any, *words: str) -> tuple[float, list[Any]]:
         commands.append(words)
-        done = dlrun(*words, f"paths.data={plan.root}", f"paths.outputs={len(commands)}")
-        assert done.code == 0, done.err
+        outcome = dlrun(*words, f"paths.data={plan.root}", f"paths.outputs={len(commands)}")
+        assert outcome.code == 0, outcome.err
         return float(len(commands)), [
             json.loads(path.read_text()) for path in Path(str(len(commands))).rglob("result.json")
         ]

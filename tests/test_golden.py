@@ -88,16 +88,16 @@ def step_losses(folder: Path) -> list[float]:
 )
 def test_the_losses_of_every_step_are_those_written_down(name: str, dlrun: Callable[..., Any], tmp_path: Path) -> None:
     write_names(tmp_path / "data")
-    done = dlrun(*RUNS[name], *QUIET)
-    assert done.code == 0, done.err
-    losses = step_losses(tmp_path / done.folder)
+    outcome = dlrun(*RUNS[name], *QUIET)
+    assert outcome.code == 0, outcome.err
+    losses = step_losses(tmp_path / outcome.folder)
     path = GOLDEN / f"{name}.json"
     if os.environ.get("WRITE_GOLDEN") == "1":
         path.write_text(json.dumps([float(f"{loss:.7g}") for loss in losses], indent=0) + "\n")
     wanted = json.loads(path.read_text())
     assert losses == pytest.approx(wanted, rel=1e-5)
     assert losses[-1] < losses[0]
-    assert len(losses) == done.result["steps"] >= 12
+    assert len(losses) == outcome.result["steps"] >= 12
 
 
 def test_every_file_belongs_to_a_run() -> None:

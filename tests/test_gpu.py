@@ -89,10 +89,10 @@ def test_a_run_that_is_killed_at_any_step_ends_as_the_run_itself(
     draw = random.Random(net)
     for number in range(2):
         kill_at_save(draw.randint(2, 14), *words, f"hydra.run.dir={number}")
-        done = dlrun("resume", str(number))
-        assert done.code == 0, done.err
+        outcome = dlrun("resume", str(number))
+        assert outcome.code == 0, outcome.err
         assert Path(str(number), "metrics.jsonl").read_bytes() == Path("whole", "metrics.jsonl").read_bytes()
-        assert done.result["weights_sha256"] == whole.result["weights_sha256"]
+        assert outcome.result["weights_sha256"] == whole.result["weights_sha256"]
 
 
 def test_a_run_of_the_gpu_is_of_use_on_a_cpu_and_back(dlrun: Callable[..., Any]) -> None:
@@ -101,8 +101,8 @@ def test_a_run_of_the_gpu_is_of_use_on_a_cpu_and_back(dlrun: Callable[..., Any])
     expected = trained.result["metrics"]["test/loss"]
 
     for device in ("cpu", "cuda"):
-        done = dlrun("eval", "run", f"device={device}")
-        assert done.code == 0, done.err
+        outcome = dlrun("eval", "run", f"device={device}")
+        assert outcome.code == 0, outcome.err
         written = max(Path("run/eval").glob("*/metrics.json"), key=os.path.getmtime)
         assert json.loads(written.read_text())["metrics"]["test/loss"] == pytest.approx(expected, rel=1e-3)
     assert dlrun("export", "run", "format=safetensors").code == 0
@@ -119,8 +119,8 @@ def test_a_run_of_the_gpu_is_of_use_on_a_cpu_and_back(dlrun: Callable[..., Any])
 def test_a_run_of_the_gpu_is_exported_to_onnx(dlrun: Callable[..., Any]) -> None:
     pytest.importorskip("onnxruntime")
     assert dlrun(*DIGITS, *FIXED, "trainer.epochs=1", "hydra.run.dir=run").code == 0
-    done = dlrun("export", "run", "format=onnx")
-    assert done.code == 0, done.err
+    outcome = dlrun("export", "run", "format=onnx")
+    assert outcome.code == 0, outcome.err
 
 
 def test_memory_of_a_run_is_flat_over_its_epochs(dlrun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,8 +136,10 @@ def test_memory_of_a_run_is_flat_over_its_epochs(dlrun: Callable[..., Any], monk
         return completed
 
     monkeypatch.setattr(Trainer, "train_epoch", train_and_measure)
-    done = dlrun("data=digits", "data.train_rows=400", "model=cnn", "device=cuda", *QUIET, f"trainer.epochs={epochs}")
-    assert done.code == 0, done.err
+    outcome = dlrun(
+        "data=digits", "data.train_rows=400", "model=cnn", "device=cuda", *QUIET, f"trainer.epochs={epochs}"
+    )
+    assert outcome.code == 0, outcome.err
     assert len(allocated) == epochs
     # The first epochs record the step and hold the first best weights.
     assert max(allocated[10:]) - allocated[9] < 2**20
@@ -157,8 +159,8 @@ def test_memory_is_flat_over_the_jobs_of_a_sweep(dlrun: Callable[..., Any], monk
 
     monkeypatch.setattr(engines, "run_request", run_and_measure)
     words = ("-m", *DIGITS, "device=cuda", "trainer.epochs=1", f"seed=range({jobs})", "sweep.stack=off", "sweep.jobs=1")
-    done = dlrun(*words)
-    assert done.code == 0, done.err
+    outcome = dlrun(*words)
+    assert outcome.code == 0, outcome.err
     assert len(allocated) == jobs
     assert max(allocated[3:]) - allocated[2] < 2**20
 
@@ -179,10 +181,10 @@ def test_out_of_memory_is_a_sentence_and_the_next_job_runs(
 
     monkeypatch.setattr(MLP, "forward", compute_or_fill_memory)
     words = ("-m", *DIGITS, "device=cuda", "device.cuda_graph=off", "trainer.epochs=1", "sweep.jobs=1")
-    done = dlrun(*words, "model.hidden_sizes=[9],[16]", "sweep.dir=sweep")
-    assert done.code == 1, done.out + done.err
-    assert "out of memory on cuda:0 with data.batch_size=64; try data.batch_size=32" in done.out + done.err
-    assert "Traceback" not in done.out + done.err
+    outcome = dlrun(*words, "model.hidden_sizes=[9],[16]", "sweep.dir=sweep")
+    assert outcome.code == 1, outcome.out + outcome.err
+    assert "out of memory on cuda:0 with data.batch_size=64; try data.batch_size=32" in outcome.out + outcome.err
+    assert "Traceback" not in outcome.out + outcome.err
     results = [json.loads(path.read_text()) for path in sorted(Path("sweep").glob("*/result.json"))]
     assert [result["status"] for result in results] == ["failed", "completed"]
 
@@ -212,8 +214,8 @@ def test_the_net_is_computed_in_the_precision_that_is_asked_for(
         return output
 
     monkeypatch.setattr(torch.nn.Linear, "forward", compute_and_note)
-    done = dlrun(*DIGITS, "device=cuda", "trainer.epochs=2", word)
-    assert done.code == 0, done.err
+    outcome = dlrun(*DIGITS, "device=cuda", "trainer.epochs=2", word)
+    assert outcome.code == 0, outcome.err
     assert {seen for seen, _ in outputs} == {dtype}
     if products is not None:
         assert {seen for _, seen in outputs} == {products}
@@ -225,9 +227,9 @@ def trace(dlrun: Callable[..., Any], *words: str) -> tuple[int, list[Any]]:
     from torch.profiler import profile, supported_activities
 
     with profile(activities=supported_activities()) as profiler:
-        done = dlrun(*words)
-    assert done.code == 0, done.err
-    return int(done.result["steps"]), list(profiler.events())
+        outcome = dlrun(*words)
+    assert outcome.code == 0, outcome.err
+    return int(outcome.result["steps"]), list(profiler.events())
 
 
 @pytest.mark.parametrize("graph", ["auto", "off"])
@@ -281,18 +283,18 @@ def test_batches_of_workers_are_copied_beside_the_computation(
 
 @needs_a_card
 def test_a_net_is_compiled_for_the_card(dlrun: Callable[..., Any]) -> None:
-    done = dlrun(*DIGITS, "device=cuda", "device.compile=true", "trainer.epochs=3")
-    assert done.code == 0, done.err
-    assert "the model was compiled in" in done.out
-    assert done.result["metrics"]["test/accuracy"] > 0.8
+    outcome = dlrun(*DIGITS, "device=cuda", "device.compile=true", "trainer.epochs=3")
+    assert outcome.code == 0, outcome.err
+    assert "the model was compiled in" in outcome.out
+    assert outcome.result["metrics"]["test/accuracy"] > 0.8
 
 
 def run_processes(folder: Path, count: int, *words: str) -> dict[str, Any]:
     """The result of a run of so many processes on this machine."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     command += ["-m", "dlrun", *words, f"hydra.run.dir={folder}/run"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, env=os.environ)
-    assert done.returncode == 0, done.stdout + done.stderr
+    outcome = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, env=os.environ)
+    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
     return dict(json.loads((folder / "run" / "result.json").read_text()))
 
 
@@ -319,8 +321,8 @@ def test_two_cards_train_one_run_over_nccl(tmp_path: Path) -> None:
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are not two GPUs here")
 def test_jobs_of_a_sweep_take_a_card_each(dlrun: Callable[..., Any]) -> None:
     words = ("-m", *DIGITS, "trainer.epochs=1", "seed=range(4)", "sweep.stack=off", "sweep.jobs=auto")
-    done = dlrun(*words, "sweep.dir=sweep")
-    assert done.code == 0, done.err
+    outcome = dlrun(*words, "sweep.dir=sweep")
+    assert outcome.code == 0, outcome.err
     places = {json.loads(path.read_text())["device"] for path in Path("sweep").glob("*/environment.json")}
     assert len({place.split(" ")[0] for place in places}) >= 2
 
@@ -328,8 +330,8 @@ def test_jobs_of_a_sweep_take_a_card_each(dlrun: Callable[..., Any]) -> None:
 def test_a_stack_is_the_runs_alone_to_rounding(dlrun: Callable[..., Any]) -> None:
     words = ("-m", *DIGITS, "device=cuda", "trainer.epochs=2", "optimizer=sgd", "seed=range(4)")
     for how in ("on", "off"):
-        done = dlrun(*words, f"sweep.stack={how}", f"sweep.dir={how}")
-        assert done.code == 0, done.err
+        outcome = dlrun(*words, f"sweep.stack={how}", f"sweep.dir={how}")
+        assert outcome.code == 0, outcome.err
     paths = sorted(Path("on").glob("*/result.json"))
     assert len(paths) == 4
     for path in paths:

@@ -80,10 +80,10 @@ def test_a_lesson_opens_with_what_it_is_and_its_expectations_can_be_read(name: s
     "name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS if "planar" not in name)]
 )
 def test_a_lesson_comes_to_what_it_says(name: str, dlrun: Callable[..., Any]) -> None:
-    done = dlrun(f"lesson={name}", *QUIET, *CUT.get(name, ()))
-    assert done.code == 0, done.out[-3000:] + done.err
-    assert "NO" not in re.findall(r"\s(yes|NO)\s*$", done.out, re.MULTILINE)
-    assert "yes" in re.findall(r"\s(yes|NO)\s*$", done.out, re.MULTILINE)
+    outcome = dlrun(f"lesson={name}", *QUIET, *CUT.get(name, ()))
+    assert outcome.code == 0, outcome.out[-3000:] + outcome.err
+    assert "NO" not in re.findall(r"\s(yes|NO)\s*$", outcome.out, re.MULTILINE)
+    assert "yes" in re.findall(r"\s(yes|NO)\s*$", outcome.out, re.MULTILINE)
 
 
 @pytest.mark.slow
@@ -91,34 +91,34 @@ def test_a_lesson_comes_to_what_it_says(name: str, dlrun: Callable[..., Any]) ->
 def test_a_longer_lesson_comes_to_what_it_says(name: str, dlrun: Callable[..., Any], request: Any) -> None:
     if name in NEEDS_DATA:
         request.getfixturevalue("real_data")
-    done = dlrun(f"lesson={name}", *QUIET, *CUT.get(name, ()))
-    assert done.code == 0, done.out[-3000:] + done.err
+    outcome = dlrun(f"lesson={name}", *QUIET, *CUT.get(name, ()))
+    assert outcome.code == 0, outcome.out[-3000:] + outcome.err
 
 
 @pytest.mark.slow
 def test_scratch_nets_learn_images_of_the_users_own(dlrun: Callable[..., Any], tmp_path: Path, formats: Any) -> None:
     formats.write_folder(tmp_path / "photos", {"cat": 12, "dog": 12})
     own = ("data=image_folder", "data.path=photos", "data.task=binary", "data.image_size=8", "trainer.epochs=5")
-    done = dlrun("lesson=two_layer_scratch", *own, *QUIET)
-    assert done.code == 0, done.out + done.err
-    assert done.out.count(" yes") == 2
+    outcome = dlrun("lesson=two_layer_scratch", *own, *QUIET)
+    assert outcome.code == 0, outcome.out + outcome.err
+    assert outcome.out.count(" yes") == 2
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(WHOLE_DATA))
 def test_a_lesson_on_much_data_runs(name: str, dlrun: Callable[..., Any], real_data: Path) -> None:
-    done = dlrun(f"lesson={name}", "trainer.epochs=1", "data.limit_batches=2", "tracking.graph=false")
-    assert done.code == 0, done.err
-    assert {"test/accuracy", "test/macro_f1"} <= set(done.result["metrics"])
-    assert (done.folder / "figures" / "confusion.png").is_file()
-    assert (done.folder / "figures" / "mistakes.png").is_file()
+    outcome = dlrun(f"lesson={name}", "trainer.epochs=1", "data.limit_batches=2", "tracking.graph=false")
+    assert outcome.code == 0, outcome.err
+    assert {"test/accuracy", "test/macro_f1"} <= set(outcome.result["metrics"])
+    assert (outcome.folder / "figures" / "confusion.png").is_file()
+    assert (outcome.folder / "figures" / "mistakes.png").is_file()
 
 
 @pytest.mark.slow
 def test_the_fast_recipe_learns_from_few_images(dlrun: Callable[..., Any], real_data: Path) -> None:
     words = ("data.train_rows=3000", "expect=['test/accuracy >= 0.94']", *QUIET)
-    done = dlrun("lesson=mnist_99_fast", *words)
-    assert done.code == 0, done.out[-3000:] + done.err
+    outcome = dlrun("lesson=mnist_99_fast", *words)
+    assert outcome.code == 0, outcome.out[-3000:] + outcome.err
 
 
 def events(folder: Path) -> Any:
@@ -129,9 +129,10 @@ def events(folder: Path) -> Any:
 
 @pytest.mark.slow
 def test_the_word_is_logged_after_each_epoch(dlrun: Callable[..., Any]) -> None:
-    done = dlrun("lesson=rnn_embedding", "seed=0", "trainer.epochs=3", "figures=false")
+    outcome = dlrun("lesson=rnn_embedding", "seed=0", "trainer.epochs=3", "figures=false")
     words = [
-        event.tensor_proto.string_val[0].decode() for event in events(done.folder).Tensors("tagging/train/text_summary")
+        event.tensor_proto.string_val[0].decode()
+        for event in events(outcome.folder).Tensors("tagging/train/text_summary")
     ]
     assert len(words) == 3
     assert all(re.fullmatch(r"hello → [ehlo]{5}", text) for text in words)
@@ -141,32 +142,32 @@ def test_the_word_is_logged_after_each_epoch(dlrun: Callable[..., Any]) -> None:
 def test_the_fit_is_shown_as_it_evolves(dlrun: Callable[..., Any]) -> None:
     from PIL import Image
 
-    done = dlrun("lesson=parabola_fit", "seed=0", "trainer.epochs=20", "checkpoint.every_epochs=20")
-    assert [image.step for image in events(done.folder).Images("visuals/evolution_fit")] == [1, 10, 20]
-    with Image.open(done.folder / "figures" / "evolution.gif") as movie:
+    outcome = dlrun("lesson=parabola_fit", "seed=0", "trainer.epochs=20", "checkpoint.every_epochs=20")
+    assert [image.step for image in events(outcome.folder).Images("visuals/evolution_fit")] == [1, 10, 20]
+    with Image.open(outcome.folder / "figures" / "evolution.gif") as movie:
         assert movie.n_frames == 3  # type: ignore[attr-defined]
 
 
 @pytest.mark.slow
 def test_in_single_precision_gradient_descent_ends_two_millionths_away(dlrun: Callable[..., Any]) -> None:
-    done = dlrun("lesson=gradient_descent", "device.precision=fp32", *QUIET[:2])
-    assert done.result["measured"]["layers.0.weight"] == pytest.approx(1.9999444396553, abs=2e-6)
-    assert [line["ok"] for line in done.result["expected"]] == [False, False]
+    outcome = dlrun("lesson=gradient_descent", "device.precision=fp32", *QUIET[:2])
+    assert outcome.result["measured"]["layers.0.weight"] == pytest.approx(1.9999444396553, abs=2e-6)
+    assert [line["ok"] for line in outcome.result["expected"]] == [False, False]
 
 
 @pytest.mark.slow
 def test_a_lesson_changed_so_that_it_misses_says_no_and_fails_only_when_strict(dlrun: Callable[..., Any]) -> None:
     words = ("lesson=gradient_descent", "optimizer.lr=0.02", "figures=false")
-    done = dlrun(*words)
-    assert done.code == 0
-    assert re.search(r"layers\.0\.weight = 1\.9999444396553 ± 1e-12 +1\.9999999\d+ +NO", done.out)
+    outcome = dlrun(*words)
+    assert outcome.code == 0
+    assert re.search(r"layers\.0\.weight = 1\.9999444396553 ± 1e-12 +1\.9999999\d+ +NO", outcome.out)
     assert dlrun(*words, "strict=true").code == 1
 
 
 def test_a_sweep_of_no_lessons_is_an_error(dlrun: Callable[..., Any], tmp_path: Path) -> None:
-    done = dlrun("-m", "lesson=glob(nothing_of_the_kind*)")
-    assert done.code == 2
-    assert "lesson=glob(nothing_of_the_kind*) names no value at all" in done.err
+    outcome = dlrun("-m", "lesson=glob(nothing_of_the_kind*)")
+    assert outcome.code == 2
+    assert "lesson=glob(nothing_of_the_kind*) names no value at all" in outcome.err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -174,8 +175,8 @@ def test_a_sweep_of_no_lessons_is_an_error(dlrun: Callable[..., Any], tmp_path: 
 def test_several_lessons_end_in_one_table_that_names_those_without_data(
     dlrun: Callable[..., Any], tmp_path: Path
 ) -> None:
-    done = dlrun("-m", "lesson=exhaustive_search,cnn_mnist", "figures=false", "paths.data=nowhere")
-    assert done.code == 1
+    outcome = dlrun("-m", "lesson=exhaustive_search,cnn_mnist", "figures=false", "paths.data=nowhere")
+    assert outcome.code == 1
     (table,) = tmp_path.rglob("expectations.md")
     rows = [line.split(" | ") for line in table.read_text().splitlines()[2:]]
     assert [(row[0], row[-1]) for row in rows] == [
@@ -183,7 +184,7 @@ def test_several_lessons_end_in_one_table_that_names_those_without_data(
         ("| cnn_mnist", "NO |"),
     ]
     assert "nowhere" in rows[-1][2]
-    assert re.search(r"exhaustive_search +weight = 2\.0 +2 +yes", done.out)
+    assert re.search(r"exhaustive_search +weight = 2\.0 +2 +yes", outcome.out)
 
 
 def test_the_command_lists_every_lesson_with_a_line(dlrun: Callable[..., Any]) -> None:

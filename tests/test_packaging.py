@@ -31,8 +31,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "-w",
         target,
     ]
-    done = subprocess.run([str(word) for word in words], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    outcome = subprocess.run([str(word) for word in words], capture_output=True, text=True)
+    assert outcome.returncode == 0, outcome.stderr
     (path,) = target.glob("dlrun-*.whl")
     return path
 
@@ -60,13 +60,13 @@ def test_wheel_holds_the_templates(wheel: Path, folder: str, template: str) -> N
 def test_wheel_runs_from_another_directory(wheel: Path, tmp_path: Path) -> None:
     place = tmp_path / "installed"
     words = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target", str(place), str(wheel)]
-    done = subprocess.run(words, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    outcome = subprocess.run(words, capture_output=True, text=True)
+    assert outcome.returncode == 0, outcome.stderr
     code = f"import sys; sys.path.insert(0, {str(place)!r}); import dlrun; from dlrun.cli.main import main; "
     code += "assert dlrun.__file__.startswith(sys.path[0]); sys.exit(main())"
     words = ["data=line", "model=linear", "trainer.epochs=1", "tracking.graph=false"]
-    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    outcome = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=tmp_path)
+    assert outcome.returncode == 0, outcome.stderr
     assert list((tmp_path / "outputs").glob("*/*/result.json"))
 
 

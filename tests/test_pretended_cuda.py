@@ -32,13 +32,13 @@ def test_a_run_is_that_of_the_cpu(dlrun: Callable[..., Any], pretended: Any, wor
     expected = dlrun(*words, "device=cpu", "hydra.run.dir=cpu")
     assert expected.code == 0, expected.err
     with pretended.pretend_cuda():
-        done = dlrun(*words, "device=cuda", "hydra.run.dir=cuda")
-        assert done.code == 0, done.err
-        assert "device      cuda:0" in done.out
+        outcome = dlrun(*words, "device=cuda", "hydra.run.dir=cuda")
+        assert outcome.code == 0, outcome.err
+        assert "device      cuda:0" in outcome.out
         evaluated = dlrun("eval", "cuda", "device=cuda")
     assert evaluated.code == 0, evaluated.err
-    assert done.result["weights_sha256"] == expected.result["weights_sha256"]
-    assert done.result["metrics"] == pytest.approx(expected.result["metrics"])
+    assert outcome.result["weights_sha256"] == expected.result["weights_sha256"]
+    assert outcome.result["metrics"] == pytest.approx(expected.result["metrics"])
 
     # What it saved is of use where there is no GPU.
     refused = dlrun("eval", "cuda")
@@ -91,8 +91,8 @@ def test_pictures_that_are_read_by_workers_are_copied_on_a_stream_of_their_own(
     words = ("data=image_folder", "data.path=pictures", "data.in_memory=false", "data.image_size=8", "model=mlp")
     with pretended.pretend_cuda():
         before = pretended.Stream.waits
-        done = dlrun(*words, *QUIET, "trainer.epochs=2", "data.num_workers=1", "device=cuda")
-        assert done.code == 0, done.err
+        outcome = dlrun(*words, *QUIET, "trainer.epochs=2", "data.num_workers=1", "device=cuda")
+        assert outcome.code == 0, outcome.err
         # One a batch at least: training and validation rows of two epochs.
         assert pretended.Stream.waits - before >= 4
 
@@ -111,9 +111,9 @@ def test_a_sweep_is_stacked_and_reported(dlrun: Callable[..., Any], pretended: A
     expected = dlrun(*words, "device=cpu", "sweep.dir=cpu")
     assert expected.code == 0, expected.err
     with pretended.pretend_cuda():
-        done = dlrun(*words, "device=cuda", "sweep.dir=cuda")
-    assert done.code == 0, done.err
-    assert "4 runs train as one stack" in done.out
+        outcome = dlrun(*words, "device=cuda", "sweep.dir=cuda")
+    assert outcome.code == 0, outcome.err
+    assert "4 runs train as one stack" in outcome.out
 
     hashes = []
     for sweep in ("cpu", "cuda"):
@@ -170,7 +170,7 @@ def test_steps_are_recorded_into_one_pool_behind_the_stream_of_the_training(
     from dlrun.engine.acceleration.cuda_graph import GraphRecorder
 
     pools: list[Any] = []
-    done: list[str] = []
+    outcome: list[str] = []
 
     @contextlib.contextmanager
     def capture(graph: Any, pool: Any) -> Iterator[None]:
@@ -179,7 +179,7 @@ def test_steps_are_recorded_into_one_pool_behind_the_stream_of_the_training(
 
     with pretended.pretend_cuda():
         monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 7))
-        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: done.append("replay")))
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: outcome.append("replay")))
         monkeypatch.setattr(torch.cuda, "graph", capture)
         recorder = GraphRecorder()
         waits = pretended.Stream.waits
@@ -187,10 +187,10 @@ def test_steps_are_recorded_into_one_pool_behind_the_stream_of_the_training(
             # For what the training's stream has to do before.
             assert pretended.Stream.waits - waits == 1
         assert pretended.Stream.waits - waits == 2
-        replays = [recorder.record(lambda: done.append("record")) for _ in range(2)]
+        replays = [recorder.record(lambda: outcome.append("record")) for _ in range(2)]
     replays[1]()
     assert pools == [(0, 7), (0, 7)]
-    assert done == ["record", "record", "replay"]
+    assert outcome == ["record", "record", "replay"]
 
 
 def test_a_value_that_is_logged_while_a_step_is_recorded_ends_the_recording(

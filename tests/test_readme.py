@@ -186,8 +186,10 @@ def test_command(command: str, tmp_path: Path, environment: dict[str, str], read
                 shutil.copytree(reader, stored_copy)
                 subprocess.run(["bash", "-c", first], cwd=stored_copy, env=environment, check=True, capture_output=True)
             shutil.copytree(stored_copy, work, dirs_exist_ok=True)
-    done = subprocess.run(["bash", "-c", shorten(command)], cwd=work, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    outcome = subprocess.run(
+        ["bash", "-c", shorten(command)], cwd=work, env=environment, capture_output=True, text=True
+    )
+    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
 
 
 @pytest.mark.slow
@@ -199,8 +201,8 @@ def test_python_in_the_readme_runs(python: Callable[..., Any]) -> None:
     for script in scripts:
         short = script.replace('"data=digits")', '"data=digits", "trainer.epochs=2")')
         assert short != script
-        done = python("-c", short)
-        assert done.code == 0, done.err
+        outcome = python("-c", short)
+        assert outcome.code == 0, outcome.err
 
 
 def test_the_tree_in_the_readme_is_the_tree() -> None:

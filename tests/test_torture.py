@@ -30,11 +30,11 @@ def comparison() -> ModuleType:
 def test_runs_killed_at_any_moment_end_in_the_bits_of_those_left_alone(python: Callable[..., Any]) -> None:
     """A run of each model; tests/commands/test_resume.py kills runs of every other kind."""
     words = ["--runs", "3", "--commands", "0", "--seed", "1"]
-    done = python(str(FOLDER / "torture.py"), *words, timeout=900)
-    assert done.code == 0, done.out + done.err
-    assert " 0 differences" in done.out
-    match = re.search(r"(\d+) kills, (\d+) or more a run", done.out)
-    assert match is not None, done.out
+    outcome = python(str(FOLDER / "torture.py"), *words, timeout=900)
+    assert outcome.code == 0, outcome.out + outcome.err
+    assert " 0 differences" in outcome.out
+    match = re.search(r"(\d+) kills, (\d+) or more a run", outcome.out)
+    assert match is not None, outcome.out
     assert int(match[1]) >= 9
     assert int(match[2]) >= 3
 
@@ -43,10 +43,10 @@ def test_runs_killed_at_any_moment_end_in_the_bits_of_those_left_alone(python: C
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_sweeps_killed_at_any_moment_end_in_the_same_table_and_leave_no_process(python: Callable[..., Any]) -> None:
     words = ["--rounds", "2", "--seed", "3", "--epochs", "10", "--commands", "0"]
-    done = python(str(FOLDER / "sweep_torture.py"), *words, timeout=900)
-    assert done.code == 0, done.out + done.err
-    match = re.findall(r"sweep.jobs=(\d): 2 sweeps, Counts\(kills=(\d).*orphans=0, differences=0\)", done.out)
-    assert [jobs for jobs, _ in match] == ["1", "2"], done.out
+    outcome = python(str(FOLDER / "sweep_torture.py"), *words, timeout=900)
+    assert outcome.code == 0, outcome.out + outcome.err
+    match = re.findall(r"sweep.jobs=(\d): 2 sweeps, Counts\(kills=(\d).*orphans=0, differences=0\)", outcome.out)
+    assert [jobs for jobs, _ in match] == ["1", "2"], outcome.out
     assert all(int(kills) >= 2 for _, kills in match)
 
 

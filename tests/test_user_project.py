@@ -25,19 +25,19 @@ def project(tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 def test_everything_of_the_project_takes_part(project: Path, dlrun: Callable[..., Any]) -> None:
-    done = dlrun(*WORDS, "hydra.run.dir=run")
-    assert done.code == 0, done.err
+    outcome = dlrun(*WORDS, "hydra.run.dir=run")
+    assert outcome.code == 0, outcome.err
 
-    last = done.rows[-1]
+    last = outcome.rows[-1]
     assert {"val/accuracy", "val/worst_recall", "first_layer/gradient", "cooled"} <= last.keys()
-    assert done.result["best"]["metric"] == "val/worst_recall"
-    assert done.result["best"]["value"] == max(row["val/worst_recall"] for row in done.rows)
+    assert outcome.result["best"]["metric"] == "val/worst_recall"
+    assert outcome.result["best"]["value"] == max(row["val/worst_recall"] for row in outcome.rows)
     state = checkpoint.load(project / "run/checkpoints/last.pt")
     # 8 steps an epoch, and a loss that has learned.
     assert int(state["loss"]["calls"]) >= 64
     # It began at 2.
     assert abs(float(state["loss"]["log_temperature"].exp()) - 2.0) > 0.01
-    assert state["callbacks"]["cooling"]["losses"] == [row["train/loss"] for row in done.rows]
+    assert state["callbacks"]["cooling"]["losses"] == [row["train/loss"] for row in outcome.rows]
     assert state["callbacks"]["cooling"]["cooled"] == last["cooled"]
     page = (project / "run/page.md").read_text()
     assert page.count("- epoch") == 8
@@ -90,5 +90,5 @@ def test_the_commands_of_its_readme(project: Path, dlrun: Callable[..., Any]) ->
         words = [word.strip("'").replace("RUN", str(run)) for word in command.split()[1:]]
         if words[0] not in ("resume", "eval"):
             words += ["trainer.epochs=1", "figures=false", "tracking.graph=false"]
-        done = dlrun(*words)
-        assert done.code == 0, done.err
+        outcome = dlrun(*words)
+        assert outcome.code == 0, outcome.err

@@ -190,10 +190,10 @@ def run(plan: Plan, *words: str) -> tuple[float, list[dict[str, Any]]]:
     with tempfile.TemporaryDirectory() as place:
         began = time.perf_counter()
         command = [*interpreter(), "-m", "dlrun", *words, f"paths.data={plan.root}"]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=place)
+        outcome = subprocess.run(command, capture_output=True, text=True, cwd=place)
         took = time.perf_counter() - began
-        if done.returncode:
-            raise SystemExit(f"{' '.join(words)} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+        if outcome.returncode:
+            raise SystemExit(f"{' '.join(words)} failed:\n{outcome.stdout[-2000:]}{outcome.stderr[-2000:]}")
         return took, [json.loads(path.read_text()) for path in Path(place).rglob("result.json")]
 
 

@@ -35,10 +35,10 @@ def seconds(words: list[str], folder: Path) -> float:
     """From the start of a process until it prints what the clock says."""
     compiled = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}  # as it is from the second on
     began = time.time()
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=folder, env=compiled)
-    numbers = [line for line in done.stdout.splitlines() if line.replace(".", "", 1).isdigit()]
+    outcome = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=folder, env=compiled)
+    numbers = [line for line in outcome.stdout.splitlines() if line.replace(".", "", 1).isdigit()]
     if not numbers:
-        raise SystemExit(f"{' '.join(words)} failed:\n{done.stdout[-1000:]}{done.stderr[-2000:]}")
+        raise SystemExit(f"{' '.join(words)} failed:\n{outcome.stdout[-1000:]}{outcome.stderr[-2000:]}")
     return float(numbers[0]) - began
 
 

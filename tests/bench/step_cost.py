@@ -98,9 +98,9 @@ def main() -> None:
     for name in STEPS:
         words = [sys.executable, str(Path(__file__).resolve()), "--row", name, "--rounds", str(options.rounds)]
         with tempfile.TemporaryDirectory() as place:
-            done = subprocess.run(words, capture_output=True, text=True, cwd=place)
-        lines = [line for line in done.stderr.splitlines() if line.startswith(f"  {name}")]
-        print(lines[0] if lines else f"  {name} failed: {done.stderr[-500:]}", flush=True)
+            outcome = subprocess.run(words, capture_output=True, text=True, cwd=place)
+        lines = [line for line in outcome.stderr.splitlines() if line.startswith(f"  {name}")]
+        print(lines[0] if lines else f"  {name} failed: {outcome.stderr[-500:]}", flush=True)
     print("  bars: an epoch's end of tiny-epochs 1 ms, a step of overhead 100 µs over its arithmetic")
 
 

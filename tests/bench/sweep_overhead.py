@@ -32,10 +32,10 @@ def wall(*words: str) -> float:
     """Seconds of a command from its start to its end."""
     with tempfile.TemporaryDirectory() as place:
         began = time.perf_counter()
-        done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=place)
+        outcome = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=place)
         took = time.perf_counter() - began
-    if done.returncode:
-        raise SystemExit(f"{' '.join(words)} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    if outcome.returncode:
+        raise SystemExit(f"{' '.join(words)} failed:\n{outcome.stdout[-2000:]}{outcome.stderr[-2000:]}")
     return took
 
 

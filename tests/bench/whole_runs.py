@@ -135,7 +135,7 @@ def _speed(words: list[str], root: str, threads: int, seconds: float) -> float |
     """
     with tempfile.TemporaryDirectory() as place:
         more = [f"paths.data={root}", f"trainer.max_steps={_STEPS}", "device=cpu", f"hydra.run.dir={place}/run"]
-        done = subprocess.run(
+        outcome = subprocess.run(
             [sys.executable, *words, *more, "figures=false"],
             capture_output=True,
             text=True,
@@ -143,8 +143,10 @@ def _speed(words: list[str], root: str, threads: int, seconds: float) -> float |
             env=_environment(OMP_NUM_THREADS=str(threads)),
             timeout=max(seconds, 0),
         )
-        if done.returncode:
-            lines = [line for line in done.stderr.splitlines() if line.startswith("dlrun:")] or done.stderr.splitlines()
+        if outcome.returncode:
+            lines = [
+                line for line in outcome.stderr.splitlines() if line.startswith("dlrun:")
+            ] or outcome.stderr.splitlines()
             return lines[0] if lines else "it failed without a word"
         return float(json.loads((Path(place) / "run" / "result.json").read_text())["samples_per_second"])
 
@@ -164,5 +166,5 @@ def processes_markdown(results: Found) -> str:
 def script(name: str) -> str:
     """What a bench of its own prints."""
     words = [sys.executable, str(HERE / f"{name}.py")]
-    done = subprocess.run(words, capture_output=True, text=True, env=_environment())
-    return done.stdout.strip() if done.returncode == 0 else f"{name} failed: {done.stderr[-2000:]}"
+    outcome = subprocess.run(words, capture_output=True, text=True, env=_environment())
+    return outcome.stdout.strip() if outcome.returncode == 0 else f"{name} failed: {outcome.stderr[-2000:]}"

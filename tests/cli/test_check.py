@@ -23,9 +23,9 @@ WRONG = {
 
 @pytest.mark.slow
 def test_all_that_is_wrong_is_said_at_once_in_a_numbered_list(dlrun: Callable[..., Any], tmp_path: Path) -> None:
-    done = dlrun("check", "scheduler=step", *WRONG)
-    lines = done.err.splitlines()
-    assert (done.code, done.out, lines[0]) == (2, "", f"dlrun: {len(WRONG)} things are wrong:")
+    outcome = dlrun("check", "scheduler=step", *WRONG)
+    lines = outcome.err.splitlines()
+    assert (outcome.code, outcome.out, lines[0]) == (2, "", f"dlrun: {len(WRONG)} things are wrong:")
     for i, message in enumerate(WRONG.values(), 1):
         (line,) = [line for line in lines if message in line]
         assert line.split(".")[0].strip().isdigit(), (i, line)
@@ -43,9 +43,9 @@ def test_training_is_refused_with_the_same_list(dlrun: Callable[..., Any]) -> No
 
 @pytest.mark.slow
 def test_composing_does_not_stop_at_its_first_complaint(dlrun: Callable[..., Any]) -> None:
-    done = dlrun("check", "modle=mlp", "optimizer=adm", "trainer.epochs=abc", "seed=-1", "data.bach_size=3")
-    lines = done.err.splitlines()
-    assert (done.code, lines[0]) == (2, "dlrun: 5 things are wrong:")
+    outcome = dlrun("check", "modle=mlp", "optimizer=adm", "trainer.epochs=abc", "seed=-1", "data.bach_size=3")
+    lines = outcome.err.splitlines()
+    assert (outcome.code, lines[0]) == (2, "dlrun: 5 things are wrong:")
     for word in (
         "did you mean model",
         "did you mean optimizer=adam",
@@ -53,24 +53,24 @@ def test_composing_does_not_stop_at_its_first_complaint(dlrun: Callable[..., Any
         "seed=-1",
         "data.batch_size",
     ):
-        assert sum(word in line for line in lines) == 1, done.err
+        assert sum(word in line for line in lines) == 1, outcome.err
 
 
 @pytest.mark.slow
 def test_without_the_data_the_rest_is_still_looked_at(dlrun: Callable[..., Any]) -> None:
-    done = dlrun("check", "data=csv", "optimizer.lr=-1", "+model.depth=3", "scheduler=cosine", "scheduler.T_max=0")
+    outcome = dlrun("check", "data=csv", "optimizer.lr=-1", "+model.depth=3", "scheduler=cosine", "scheduler.T_max=0")
     messages = ("data.path has no value yet; type data.path=", "model.depth", "optimizer.lr=-1", "scheduler.T_max=0")
-    assert done.code == 2
-    assert [line for line in done.err.splitlines()[1:] if not any(word in line for word in messages)] == []
-    assert len(done.err.splitlines()) == 1 + len(messages)
+    assert outcome.code == 2
+    assert [line for line in outcome.err.splitlines()[1:] if not any(word in line for word in messages)] == []
+    assert len(outcome.err.splitlines()) == 1 + len(messages)
 
 
 def test_with_nothing_wrong_it_says_what_would_run(dlrun: Callable[..., Any], tmp_path: Path) -> None:
-    done = dlrun("check", "model=mlp", "data=digits", "data.image_size=8", "optimizer.lr=0.01")
-    assert (done.code, done.err, done.out.splitlines()[-1]) == (0, "", "ready")
+    outcome = dlrun("check", "model=mlp", "data=digits", "data.image_size=8", "optimizer.lr=0.01")
+    assert (outcome.code, outcome.err, outcome.out.splitlines()[-1]) == (0, "", "ready")
     starts = ("data ", "model ", "optimizer ", "device ", "memory ", "disk ", " layers.1 ", " total ")
-    assert all(any(line.startswith(word) for line in done.out.splitlines()) for word in starts), done.out
-    assert "run folder" not in done.out
+    assert all(any(line.startswith(word) for line in outcome.out.splitlines()) for word in starts), outcome.out
+    assert "run folder" not in outcome.out
     assert not list(tmp_path.iterdir())
 
 
@@ -88,9 +88,9 @@ def test_the_runs_of_a_sweep_are_all_looked_at(dlrun: Callable[..., Any], tmp_pa
 def test_preflight_can_be_switched_off(dlrun: Callable[..., Any]) -> None:
     words = ("data=blobs", "model=linear", "trainer.max_steps=1", *QUIET)
     assert "linear" in dlrun(*words).out
-    done = dlrun(*words, "preflight=false")
-    assert done.code == 0
-    assert " Linear " not in done.out  # no layer table
+    outcome = dlrun(*words, "preflight=false")
+    assert outcome.code == 0
+    assert " Linear " not in outcome.out  # no layer table
 
 
 @pytest.mark.parametrize("words", [(), ("model.output_activation=sigmoid", "task.loss=bce")])
@@ -133,9 +133,9 @@ def test_nothing_is_downloaded_for_a_request_that_is_wrong(
 ) -> None:
     downloads: list[str] = []
     monkeypatch.setattr("pooch.retrieve", lambda url, *_, **__: downloads.append(url))
-    done = dlrun("data=mnist", "data.val_fraction=2", "optimizer.lr=-1", "model=cnn", "model.channels=[a]")
-    assert (done.code, downloads, list(tmp_path.iterdir())) == (2, [], [])
+    outcome = dlrun("data=mnist", "data.val_fraction=2", "optimizer.lr=-1", "model=cnn", "model.channels=[a]")
+    assert (outcome.code, downloads, list(tmp_path.iterdir())) == (2, [], [])
     for key in ("data.val_fraction=2.0", "optimizer.lr=-1", "model.channels="):
-        assert key in done.err
+        assert key in outcome.err
     dlrun("data=mnist")
     assert downloads

@@ -43,18 +43,18 @@ def list_present(run_folders: Made) -> set[str]:
 
 
 def test_nothing_goes_before_it_was_shown(dlrun: Callable[..., Any], run_folders: Made) -> None:
-    done = dlrun("clean")
-    assert (done.code, done.err) == (0, "")
-    shown = [line.split()[0] for line in done.out.splitlines() if line.startswith("outputs")]
+    outcome = dlrun("clean")
+    assert (outcome.code, outcome.err) == (0, "")
+    shown = [line.split()[0] for line in outcome.out.splitlines() if line.startswith("outputs")]
     assert sorted(shown) == sorted(str(run_folders[name]) for name in ("failed", "empty", "bare"))
-    assert "3 runs, 2.0 kB; nothing is removed yet: type dlrun clean --yes" in done.out
+    assert "3 runs, 2.0 kB; nothing is removed yet: type dlrun clean --yes" in outcome.out
     assert list_present(run_folders) == set(run_folders)
 
 
 def test_failed_and_empty_runs_go(dlrun: Callable[..., Any], run_folders: Made) -> None:
-    done = dlrun("clean", "--yes")
-    assert (done.code, done.err) == (0, "")
-    assert "removed 3 runs, 2.0 kB" in done.out
+    outcome = dlrun("clean", "--yes")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "removed 3 runs, 2.0 kB" in outcome.out
     assert list_present(run_folders) == {"completed", "interrupted", "early_stopped", "damaged"}
     assert not run_folders["bare"].parent.exists()  # a day without runs
     assert run_folders["completed"].parent.exists()
@@ -75,9 +75,9 @@ def test_nothing_outside_of_outputs_goes(dlrun: Callable[..., Any], run_folders:
     (run_folders["empty"] / "checkpoints").symlink_to(tmp_path / "elsewhere")
     age(Path("outputs"))
     for place in ("elsewhere", ".", "outputs/2026-11-20/linked"):
-        done = dlrun("clean", place, "--yes")
-        assert (done.code, done.out) == (2, "")
-        assert "and dlrun clean removes nothing elsewhere" in done.err
+        outcome = dlrun("clean", place, "--yes")
+        assert (outcome.code, outcome.out) == (2, "")
+        assert "and dlrun clean removes nothing elsewhere" in outcome.err
     assert dlrun("clean", "--yes").code == 0
     assert not run_folders["empty"].exists()
     assert sorted(p.name for p in Path("elsewhere").iterdir()) == [".hydra", "result.json", "run.log"]
@@ -109,13 +109,13 @@ def test_what_is_under_way_stays(dlrun: Callable[..., Any], run_folders: Made) -
     (sweep / "sweep.jsonl").touch()
     with hold(run_folders["empty"]) as run, hold(sweep) as jobs:
         age(Path("outputs"))
-        done = dlrun("clean", "--yes")
+        outcome = dlrun("clean", "--yes")
         run.communicate()
         jobs.communicate()
-    assert f"kept: {sweep}/0_seed=0 (its sweep is under way)" in done.out
+    assert f"kept: {sweep}/0_seed=0 (its sweep is under way)" in outcome.out
     assert run_folders["empty"].exists()
     assert (sweep / "0_seed=0").exists()
-    assert "removed 1 run, 0.0 kB" in done.out  # the bare one
+    assert "removed 1 run, 0.0 kB" in outcome.out  # the bare one
     age(Path("outputs"))
     assert "removed 2 runs" in dlrun("clean", "--yes").out
 
@@ -131,11 +131,11 @@ def test_a_run_that_is_resumed_between_showing_and_removing_is_kept(
         before(*arguments)
 
     monkeypatch.setattr(clean, "remove_all", late)
-    done = dlrun("clean", "--yes")
+    outcome = dlrun("clean", "--yes")
     started[0].communicate()
-    assert done.code == 1
-    assert f"{run_folders['empty']} has been resumed meanwhile" in done.err
-    assert f"{run_folders['failed']} is being written by process" in done.err
+    assert outcome.code == 1
+    assert f"{run_folders['empty']} has been resumed meanwhile" in outcome.err
+    assert f"{run_folders['failed']} is being written by process" in outcome.err
     assert list_present(run_folders) == set(run_folders) - {"bare"}
 
 
@@ -143,10 +143,10 @@ def test_what_is_young_or_holds_files_of_the_users_own_stays(dlrun: Callable[...
     (run_folders["failed"] / "notes.txt").touch()
     os.utime(run_folders["bare"])
     (run_folders["empty"] / "run.log").touch()
-    done = dlrun("clean", "--yes")
-    assert f"kept: {run_folders['failed']} (it holds more than a run: notes.txt)" in done.out
-    assert done.out.count("has changed less than 60 seconds ago") == 2
-    assert done.out.endswith("nothing to remove in outputs\n")
+    outcome = dlrun("clean", "--yes")
+    assert f"kept: {run_folders['failed']} (it holds more than a run: notes.txt)" in outcome.out
+    assert outcome.out.count("has changed less than 60 seconds ago") == 2
+    assert outcome.out.endswith("nothing to remove in outputs\n")
     assert list_present(run_folders) == set(run_folders)
 
 

@@ -39,14 +39,14 @@ COMMANDS = list_commands(DLRUN)
 @pytest.mark.parametrize("name", COMMANDS)
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 def test_help_of_a_command(dlrun: Callable, name: str, flag: str, tmp_path: Path) -> None:
-    done = dlrun(*name.split(), flag)
-    assert (done.code, done.err) == (0, "")
-    assert done.out.startswith(f"Usage: {f'dlrun {name}'.strip()} [OPTIONS] ")
-    assert max(map(len, done.out.splitlines()[1:])) <= 80
+    outcome = dlrun(*name.split(), flag)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out.startswith(f"Usage: {f'dlrun {name}'.strip()} [OPTIONS] ")
+    assert max(map(len, outcome.out.splitlines()[1:])) <= 80
     # Its first sentence stands in the list of commands, uncut.
-    assert f"  {COMMANDS[name].help.partition('.')[0]}." in done.out
+    assert f"  {COMMANDS[name].help.partition('.')[0]}." in outcome.out
     assert not name or "..." not in COMMANDS[name].get_short_help_str(60)
-    examples = done.out.partition("Examples:\n")[2].splitlines()
+    examples = outcome.out.partition("Examples:\n")[2].splitlines()
     assert len(examples) >= 2
     assert not list(tmp_path.iterdir())
 
@@ -59,9 +59,9 @@ def test_help_is_found_behind_other_words(dlrun: Callable) -> None:
 
 
 def test_an_input_that_reads_as_a_flag_asks_for_no_help(dlrun: Callable) -> None:
-    done = dlrun("predict", "runs/none", "--", "--help")
-    assert done.code == 2
-    assert "runs/none" in done.err
+    outcome = dlrun("predict", "runs/none", "--", "--help")
+    assert outcome.code == 2
+    assert "runs/none" in outcome.err
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -88,9 +88,9 @@ def test_keys_in_the_help_exist(name: str) -> None:
     ],
 )
 def test_options_that_are_wrong(dlrun: Callable, words: tuple[str, ...], message: str, tmp_path: Path) -> None:
-    done = dlrun(*words)
-    assert (done.code, done.out) == (2, "")
-    assert done.err.startswith(f"dlrun: {message}")
+    outcome = dlrun(*words)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.startswith(f"dlrun: {message}")
     assert not list(tmp_path.iterdir())
 
 
@@ -137,27 +137,27 @@ def test_examples_run(dlrun: Callable, folder_with_runs: Path, example: str) -> 
         assert dlrun("data=blobs", *QUIET).code == 0
     if example == "dlrun export runs/mine":
         pytest.importorskip("onnx")
-    done = dlrun(*shlex.split(example)[1:])
-    assert (done.code, done.err) == (0, "")
-    assert done.out
+    outcome = dlrun(*shlex.split(example)[1:])
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out
 
 
 def test_version(dlrun: Callable) -> None:
-    done = dlrun("--version")
-    assert (done.code, done.err) == (0, "")
+    outcome = dlrun("--version")
+    assert (outcome.code, outcome.err) == (0, "")
     expected = [
         f"{name} {metadata.version(package)}" for name, package in (("torch", "torch"), ("Hydra", "hydra-core"))
     ]
-    assert done.out.splitlines()[1:] == expected
-    assert done.out.startswith("dlrun 0.")
+    assert outcome.out.splitlines()[1:] == expected
+    assert outcome.out.startswith("dlrun 0.")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("words", [["--version"], ["predict", "--help"], ["check", "lr", "-h"]])
 def test_help_and_version_import_no_torch(words: list[str], tmp_path: Path) -> None:
     code = "import sys; from dlrun.cli.main import main; c = main(); assert 'torch' not in sys.modules; sys.exit(c)"
-    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
+    outcome = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=tmp_path)
+    assert (outcome.returncode, outcome.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(
@@ -174,18 +174,18 @@ def test_help_and_version_import_no_torch(words: list[str], tmp_path: Path) -> N
     ],
 )
 def test_what_hydra_answers_itself_ends_with_0(dlrun: Callable, words: list[str]) -> None:
-    done = dlrun(*words)
-    assert done.code == 0, done.err
-    assert done.out
-    assert "sys.exit" not in done.err
+    outcome = dlrun(*words)
+    assert outcome.code == 0, outcome.err
+    assert outcome.out
+    assert "sys.exit" not in outcome.err
 
 
 def test_an_exit_is_blamed_on_the_line_that_made_it(dlrun: Callable, tmp_path: Path) -> None:
     (tmp_path / "leaving_early.py").write_text("import sys\n\nclass Net:\n    pass\n\nsys.exit('no licence')\n")
-    done = dlrun("model._target_=leaving_early.Net", "data=blobs")
-    assert done.code == 2
-    assert "code of your own called sys.exit(no licence)" in done.err
-    assert "(leaving_early.py, line 6)" in done.err
+    outcome = dlrun("model._target_=leaving_early.Net", "data=blobs")
+    assert outcome.code == 2
+    assert "code of your own called sys.exit(no licence)" in outcome.err
+    assert "(leaving_early.py, line 6)" in outcome.err
 
 
 def test_an_exit_of_a_library_is_not_blamed_on_the_user(dlrun: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,10 +198,10 @@ def test_an_exit_of_a_library_is_not_blamed_on_the_user(dlrun: Callable, monkeyp
     # The function above is code of a user's: compile it as dlrun's.
     code = compose_nothing.__code__.replace(co_filename=str(Path(argparse.__file__)))
     compose_nothing.__code__ = code
-    done = dlrun("data=blobs")
-    assert done.code == 2
-    assert "code of your own" not in done.err
-    assert "argparse.py, line" in done.err
+    outcome = dlrun("data=blobs")
+    assert outcome.code == 2
+    assert "code of your own" not in outcome.err
+    assert "argparse.py, line" in outcome.err
 
 
 def test_a_mistyped_command_is_looked_for_among_all_of_them() -> None:

@@ -138,23 +138,25 @@ def test_a_question_without_an_answer(
 ) -> None:
     monkeypatch.setenv(completion.VARIABLE, question)
     monkeypatch.setenv("COMP_WORDS", "dlrun nothing=like th")
-    done = dlrun()
-    assert (done.code, done.out, done.err) == (0, "", "")
+    outcome = dlrun()
+    assert (outcome.code, outcome.out, outcome.err) == (0, "", "")
 
 
 def test_which_shell(dlrun: Callable[..., Any]) -> None:
     for words in ((), ("nushell",), ("bash", "zsh")):
-        done = dlrun("completion", *words)
-        assert (done.code, done.out) == (2, "")
-        assert 'type eval "$(dlrun completion bash)", or one of bash, zsh, fish' in done.err
+        outcome = dlrun("completion", *words)
+        assert (outcome.code, outcome.out) == (2, "")
+        assert 'type eval "$(dlrun completion bash)", or one of bash, zsh, fish' in outcome.err
 
 
 @pytest.mark.slow
 def test_torch_is_not_imported(place: Path) -> None:
     code = "import sys; from dlrun.cli.main import main; c = main(); assert 'torch' not in sys.modules; sys.exit(c)"
     question = {completion.VARIABLE: "bash_complete", "COMP_WORDS": "dlrun eval outputs/2026-11-20"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **question})
-    assert (done.returncode, done.stdout) == (0, f"{RUNS[1]}\n"), done.stderr
+    outcome = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **question}
+    )
+    assert (outcome.returncode, outcome.stdout) == (0, f"{RUNS[1]}\n"), outcome.stderr
 
 
 @pytest.fixture
@@ -177,8 +179,8 @@ def test_bash_calls_the_function(on_path: Path) -> None:
         _dlrun; printf '%s|' "${COMPREPLY[@]}"
         complete -p dlrun
     """
-    done = subprocess.run(["bash", "--norc", "-c", script], capture_output=True, text=True)
-    assert done.stdout == "resnet|complete -o default -o nosort -F _dlrun dlrun\n", done.stderr
+    outcome = subprocess.run(["bash", "--norc", "-c", script], capture_output=True, text=True)
+    assert outcome.stdout == "resnet|complete -o default -o nosort -F _dlrun dlrun\n", outcome.stderr
 
 
 class Terminal:
@@ -217,8 +219,8 @@ def test_fish_calls_the_function(on_path: Path) -> None:
         complete --do-complete "dlrun eval outputs/2026-11-20/"
         complete --do-complete "dlrun eval outputs/2026-11-20/03-00-00_mlp_blobs/resu"
     """
-    done = subprocess.run(["fish", "--no-config", "-c", script], capture_output=True, text=True)
-    assert done.stdout.splitlines() == ["model=cnn,resnet", "trainer.epochs=", RUNS[1], f"{RUNS[1]}/result.json"]
+    outcome = subprocess.run(["fish", "--no-config", "-c", script], capture_output=True, text=True)
+    assert outcome.stdout.splitlines() == ["model=cnn,resnet", "trainer.epochs=", RUNS[1], f"{RUNS[1]}/result.json"]
 
 
 @pytest.mark.slow

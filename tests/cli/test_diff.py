@@ -43,23 +43,23 @@ def cells(out: str, name: str) -> list[str]:
 
 @pytest.mark.slow
 def test_where_two_runs_part(runs: Callable[..., Any]) -> None:
-    done = runs("diff", "a", "b")
-    assert (done.code, done.err) == (0, "")
-    assert cells(done.out, "scheduler.step_size") == ["1", "3"]
-    assert "trainer.epochs" not in done.out
-    assert "hydra.run.dir" not in done.out
-    assert "made with: no difference" in done.out
-    assert "weights: equal to the last bit until epoch 1, and apart after epoch 2\n" in done.out
+    outcome = runs("diff", "a", "b")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert cells(outcome.out, "scheduler.step_size") == ["1", "3"]
+    assert "trainer.epochs" not in outcome.out
+    assert "hydra.run.dir" not in outcome.out
+    assert "made with: no difference" in outcome.out
+    assert "weights: equal to the last bit until epoch 1, and apart after epoch 2\n" in outcome.out
     # The first step with another rate is the 5th; the first loss after it is that of the 6th.
-    one, two = re.findall(r"the first logged step that differs is 6: train/loss_step (\S+) in A, (\S+) in B", done.out)[
-        0
-    ]
+    one, two = re.findall(
+        r"the first logged step that differs is 6: train/loss_step (\S+) in A, (\S+) in B", outcome.out
+    )[0]
     assert one != two
     rows = [[json.loads(x) for x in Path(f"{n}/metrics.jsonl").read_text().splitlines()] for n in "ab"]
-    shown = cells(done.out, "train/loss")
+    shown = cells(outcome.out, "train/loss")
     assert [float(x) for x in shown[:2]] == pytest.approx([r[-1]["train/loss"] for r in rows], rel=1e-3)
     assert float(shown[2]) == pytest.approx(rows[1][-1]["train/loss"] - rows[0][-1]["train/loss"], rel=1e-2)
-    assert max(map(len, done.out.splitlines())) <= 110
+    assert max(map(len, outcome.out.splitlines())) <= 110
 
 
 @pytest.mark.slow
@@ -93,10 +93,10 @@ def test_runs_without_fingerprints_are_judged_by_their_losses(runs: Callable[...
 def test_a_killed_run_is_compared_by_what_there_is(runs: Callable[..., Any]) -> None:
     for name in ("result.json", "metrics.jsonl", "environment.json", "fingerprints.jsonl"):
         Path("a", name).unlink()
-    done = runs("diff", "a", "b")
-    assert done.code == 0
-    assert "no epoch was recorded by both runs\nfinal weights: not known of both" in done.out
-    assert cells(done.out, "status") == ["-", "completed"]
+    outcome = runs("diff", "a", "b")
+    assert outcome.code == 0
+    assert "no epoch was recorded by both runs\nfinal weights: not known of both" in outcome.out
+    assert cells(outcome.out, "status") == ["-", "completed"]
 
 
 @pytest.mark.parametrize(
@@ -120,14 +120,14 @@ def test_what_is_no_run_is_refused(dlrun: Callable[..., Any], words: list[str], 
     Path("half/result.json").write_text('{"status": ')
     Path("sweep").mkdir()
     Path("sweep/sweep.jsonl").touch()
-    done = dlrun("diff", *words)
-    assert (done.code, done.out) == (2, "")
-    assert message in done.err
-    assert len(done.err.splitlines()) == 1
+    outcome = dlrun("diff", *words)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert message in outcome.err
+    assert len(outcome.err.splitlines()) == 1
 
 
 @pytest.mark.slow
 def test_torch_is_not_imported(runs: Callable[..., Any]) -> None:
     code = "import sys; from dlrun.cli.main import main; c = main(); assert 'torch' not in sys.modules; sys.exit(c)"
-    done = subprocess.run([sys.executable, "-c", code, "diff", "a", "b"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    outcome = subprocess.run([sys.executable, "-c", code, "diff", "a", "b"], capture_output=True, text=True)
+    assert outcome.returncode == 0, outcome.stderr

@@ -31,9 +31,9 @@ def read_csv(text: str) -> list[dict[str, str]]:
 @pytest.mark.slow
 @pytest.mark.usefixtures("runs")
 def test_runs(dlrun: Callable[..., Any]) -> None:
-    done = dlrun("ls", "runs", "runs", "format=json", "sort=optimizer.lr")
-    assert (done.code, done.err) == (0, "")
-    one, two = json.loads(done.out)
+    outcome = dlrun("ls", "runs", "runs", "format=json", "sort=optimizer.lr")
+    assert (outcome.code, outcome.err) == (0, "")
+    one, two = json.loads(outcome.out)
     assert tuple(one) == tuple(two) == RUN_COLUMNS
     assert (one["run"], one["name"], one["tags"], one["epochs"]) == ("runs/one", "=1+1", [LONG], 1)
     assert two["tags"] == []
@@ -85,9 +85,9 @@ def test_differences(dlrun: Callable[..., Any]) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("runs")
 def test_a_comparison(dlrun: Callable[..., Any]) -> None:
-    done = dlrun("compare", "runs", "format=json")
-    assert (done.code, done.err) == (0, "")
-    data = json.loads(done.out)
+    outcome = dlrun("compare", "runs", "format=json")
+    assert (outcome.code, outcome.err) == (0, "")
+    data = json.loads(outcome.out)
     (ranking,) = data["rankings"]
     assert {setting["values"]["optimizer.lr"] for setting in ranking["settings"]} == {0.001, 0.5}
     assert {setting["n"] for setting in ranking["settings"]} == {1}
@@ -102,6 +102,6 @@ def test_a_comparison(dlrun: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize("words", [("ls", "runs"), ("ls", "model"), ("diff", "a", "b"), ("compare", "x")])
 def test_a_wrong_format_is_a_sentence(dlrun: Callable[..., Any], words: tuple[str, ...]) -> None:
-    done = dlrun(*words, "format=jsn")
-    assert (done.code, done.out) == (2, "")
-    assert done.err.startswith("dlrun: format=jsn is not a format; did you mean format=json")
+    outcome = dlrun(*words, "format=jsn")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.startswith("dlrun: format=jsn is not a format; did you mean format=json")

@@ -21,9 +21,9 @@ def test_runs_and_sweeps_in_a_pipe(dlrun: Callable[..., Any]) -> None:
     alone = dlrun(*QUICK, "model=mlp", "optimizer.lr=0.5").folder
     dlrun("-m", *QUICK, "model=mlp", "optimizer=sgd", "optimizer.lr=0.1,1e30")
     (sweep,) = Path("outputs/multirun").glob("*/*")
-    done = dlrun("ls", "runs")
-    header, first, second = done.out.splitlines()
-    assert (done.code, done.err, header.split()) == (0, "", ["run", "status", "epochs", "best", "size", "choice"])
+    outcome = dlrun("ls", "runs")
+    header, first, second = outcome.out.splitlines()
+    assert (outcome.code, outcome.err, header.split()) == (0, "", ["run", "status", "epochs", "best", "size", "choice"])
     assert first.startswith(f"{sweep}  ")
     assert "  1/2 done  " in first
     assert " sweep, 1 failed: -m " in first
@@ -88,10 +88,10 @@ def test_a_real_terminal(dlrun: Callable[..., Any], tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     code = "import sys; from dlrun.cli.main import main; c = main(); assert 'torch' not in sys.modules; sys.exit(c)"
     words = [sys.executable, "-c", code, "ls", "runs"]
-    done = subprocess.run(words, stdout=theirs, cwd=tmp_path, env={**os.environ, "COLUMNS": "80"})
+    outcome = subprocess.run(words, stdout=theirs, cwd=tmp_path, env={**os.environ, "COLUMNS": "80"})
     os.close(theirs)
     output = os.read(ours, 10_000).decode().replace("\r\n", "\n")
-    assert done.returncode == 0
+    assert outcome.returncode == 0
     assert output.splitlines()[1:2] == [str(folder.parent)]
     assert output.splitlines()[2].startswith(f"  {folder.name}  completed ")
     assert "\x1b" not in output

@@ -16,25 +16,25 @@ QUICK = ("data=line", "model=linear", "trainer.epochs=1", "tracking.graph=false"
 
 
 def test_help_names_every_group_and_command(dlrun: Callable) -> None:
-    done = dlrun("--help")
-    assert done.code == 0
-    assert all(word in done.out for word in (*GROUPS, "resume", "eval", "ls", "-m", "--config-dir"))
-    assert max(map(len, done.out.splitlines())) <= 80
+    outcome = dlrun("--help")
+    assert outcome.code == 0
+    assert all(word in outcome.out for word in (*GROUPS, "resume", "eval", "ls", "-m", "--config-dir"))
+    assert max(map(len, outcome.out.splitlines())) <= 80
 
 
 def test_ls_lists_every_option_with_a_few_words(dlrun: Callable) -> None:
-    done = dlrun("ls")
+    outcome = dlrun("ls")
     # Other folders hold what is no choice of the user's.
     paths = [path for group in GROUPS for path in CONFIG_DIR.glob(f"{group}/*.yaml")]
     assert len(paths) > 50
     for path in paths:
-        line = next(line for line in done.out.splitlines() if line.split()[:1] == [path.stem])
+        line = next(line for line in outcome.out.splitlines() if line.split()[:1] == [path.stem])
         assert len(line.split()) > 2, path
 
 
 def test_ls_of_one_group(dlrun: Callable) -> None:
-    done = dlrun("ls", "scheduler")
-    assert [line.split()[0] for line in done.out.splitlines()] == [
+    outcome = dlrun("ls", "scheduler")
+    assert [line.split()[0] for line in outcome.out.splitlines()] == [
         "cosine", "exponential", "multistep", "none", "one_cycle", "plateau", "step",
     ]  # fmt: skip
 
@@ -45,16 +45,16 @@ def test_ls_of_one_group(dlrun: Callable) -> None:
 )
 def test_answers_without_torch(words: list[str], tmp_path: Path) -> None:
     code = "import sys; from dlrun.cli.main import main; c = main(); assert 'torch' not in sys.modules; sys.exit(c)"
-    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout
+    outcome = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=tmp_path)
+    assert outcome.returncode == 0, outcome.stderr
+    assert outcome.stdout
     assert not list(tmp_path.iterdir())
 
 
 def test_cfg_shows_the_contract_keys(dlrun: Callable) -> None:
-    done = dlrun("--cfg", "job", "--package", "trainer")
-    assert done.code == 0
-    assert "accumulate_steps: 1" in done.out
+    outcome = dlrun("--cfg", "job", "--package", "trainer")
+    assert outcome.code == 0
+    assert "accumulate_steps: 1" in outcome.out
 
 
 @pytest.mark.parametrize(
@@ -69,9 +69,9 @@ def test_cfg_shows_the_contract_keys(dlrun: Callable) -> None:
     ],
 )
 def test_exit_codes(dlrun: Callable, words: tuple[str, ...], code: int) -> None:
-    done = dlrun(*words)
-    assert done.code == code, done.err
-    assert "Traceback" not in done.out + done.err
+    outcome = dlrun(*words)
+    assert outcome.code == code, outcome.err
+    assert "Traceback" not in outcome.out + outcome.err
 
 
 def test_traceback_on_request_only(dlrun: Callable) -> None:
@@ -82,8 +82,8 @@ def test_traceback_on_request_only(dlrun: Callable) -> None:
 @pytest.mark.slow
 def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     line = f"{sys.executable} -m dlrun ls | head -n 1; exit ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
+    outcome = subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd=tmp_path)
+    assert (outcome.returncode, outcome.stderr) == (0, "")
 
 
 @pytest.mark.slow
@@ -91,15 +91,15 @@ def test_the_command_runs_from_another_directory(tmp_path: Path) -> None:
     script = Path(sys.executable).with_name("dlrun")
     if not script.exists():
         pytest.skip("dlrun is not installed as a command here")
-    done = subprocess.run([script, *QUICK], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    outcome = subprocess.run([script, *QUICK], capture_output=True, text=True, cwd=tmp_path)
+    assert outcome.returncode == 0, outcome.stderr
     assert len(list((tmp_path / "outputs").glob("*/*/result.json"))) == 1
 
 
 @pytest.mark.slow
 def test_multirun_makes_a_folder_a_job_under_one_sweep_folder(dlrun: Callable, tmp_path: Path) -> None:
-    done = dlrun("-m", "optimizer=sgd,adam", *QUICK)
-    assert done.code == 0
+    outcome = dlrun("-m", "optimizer=sgd,adam", *QUICK)
+    assert outcome.code == 0
     (sweep,) = (tmp_path / "outputs" / "multirun").glob("*/*")
     jobs = sorted(p.name for p in sweep.iterdir() if p.is_dir())
     assert [job.split("_")[0] for job in jobs] == ["0", "1"]
@@ -109,10 +109,10 @@ def test_multirun_makes_a_folder_a_job_under_one_sweep_folder(dlrun: Callable, t
 
 @pytest.mark.slow
 def test_a_failing_job_is_said_at_once_and_the_others_go_on(dlrun: Callable, tmp_path: Path) -> None:
-    done = dlrun("-m", "optimizer=sgd", "optimizer.lr=1e30,0.1", *QUICK)
-    assert done.code == 1
-    assert re.search(r"1/2  optimizer.lr=1e\+30: FAILED: the loss is", done.out)
-    assert "log: " in done.out or "run.log" in done.out
+    outcome = dlrun("-m", "optimizer=sgd", "optimizer.lr=1e30,0.1", *QUICK)
+    assert outcome.code == 1
+    assert re.search(r"1/2  optimizer.lr=1e\+30: FAILED: the loss is", outcome.out)
+    assert "log: " in outcome.out or "run.log" in outcome.out
     statuses = [p.read_text().split('"status": "')[1].split('"')[0] for p in sorted(tmp_path.rglob("result.json"))]
     assert statuses == ["failed", "completed"]
 
@@ -136,10 +136,10 @@ def test_job_k_of_a_sweep_equals_the_job_alone(dlrun: Callable, tmp_path: Path) 
 @pytest.mark.slow
 def test_piped_output_of_python_m_fits_and_is_plain(command: Callable) -> None:
     words = ("data=blobs", "trainer.epochs=2", "figures=false", "tracking.graph=false")
-    done = command(*words, env={**os.environ, "COLUMNS": "80"})
-    assert "\x1b[" not in done.out
-    assert [line for line in done.out.splitlines() if line.startswith("epoch")] != []
-    tables = [line for line in done.out.splitlines() if line.startswith(" ")]
+    outcome = command(*words, env={**os.environ, "COLUMNS": "80"})
+    assert "\x1b[" not in outcome.out
+    assert [line for line in outcome.out.splitlines() if line.startswith("epoch")] != []
+    tables = [line for line in outcome.out.splitlines() if line.startswith(" ")]
     assert max(map(len, tables)) <= 80
 
 
@@ -155,10 +155,10 @@ def test_piped_output_of_python_m_fits_and_is_plain(command: Callable) -> None:
     ],
 )
 def test_checks_and_what_they_refuse(dlrun: Callable, words: tuple[str, ...], code: int, message: str) -> None:
-    done = dlrun(*words)
-    assert done.code == code
-    assert message in done.out + done.err
-    assert "Traceback" not in done.err
+    outcome = dlrun(*words)
+    assert outcome.code == code
+    assert message in outcome.out + outcome.err
+    assert "Traceback" not in outcome.err
 
 
 ENDING = """

@@ -27,9 +27,9 @@ FILES = [
 @pytest.fixture
 def project(dlrun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Path:
     """A new project, which is the working directory."""
-    done = dlrun("new", "labs/spiral_lab")
-    assert (done.code, done.err) == (0, "")
-    assert done.out.splitlines()[-3:] == ["cd labs/spiral_lab", "dlrun experiment=first", "pytest"]
+    outcome = dlrun("new", "labs/spiral_lab")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out.splitlines()[-3:] == ["cd labs/spiral_lab", "dlrun experiment=first", "pytest"]
     monkeypatch.chdir("labs/spiral_lab")
     monkeypatch.syspath_prepend(str(Path.cwd()))
     return Path.cwd()
@@ -49,20 +49,20 @@ def test_what_is_written_has_the_name_of_the_folder(project: Path) -> None:
 def test_it_trains_and_goes_on_in_each_way(project: Path, dlrun: Callable[..., Any]) -> None:
     quick = ("trainer.epochs=1", "data.limit_batches=1", "figures=false", "tracking.graph=false")
     trust = "trusted_modules=[spiral_lab]"
-    done = dlrun("experiment=wide", *quick, "user.width=7")
-    assert done.code == 0, done.err
-    config = read_yaml((done.folder / ".hydra/config.yaml").read_text())
+    outcome = dlrun("experiment=wide", *quick, "user.width=7")
+    assert outcome.code == 0, outcome.err
+    config = read_yaml((outcome.folder / ".hydra/config.yaml").read_text())
     assert (config["user"], config["model"]["width"]) == ({"width": 7}, 7)
     assert (config["optimizer"]["lr"], config["run"]["tags"]) == (0.01, ["wide"])
 
-    assert done.rows[0]["gradient/largest"] > 0
+    assert outcome.rows[0]["gradient/largest"] > 0
 
-    resumed = dlrun("resume", str(done.folder), "trainer.epochs=2", trust)
+    resumed = dlrun("resume", str(outcome.folder), "trainer.epochs=2", trust)
     assert resumed.code == 0, resumed.err
-    assert "spiral_lab" in dlrun("eval", str(done.folder)).err
-    again = dlrun("rerun", str(done.folder), "user.width=5")
+    assert "spiral_lab" in dlrun("eval", str(outcome.folder)).err
+    again = dlrun("rerun", str(outcome.folder), "user.width=5")
     assert again.code == 0, again.err
-    assert again.result["parameters"] < done.result["parameters"]
+    assert again.result["parameters"] < outcome.result["parameters"]
 
     swept = dlrun("-m", "experiment=first,wide", *quick)
     assert swept.code == 0, swept.err
@@ -115,10 +115,10 @@ def test_what_is_refused(dlrun: Callable[..., Any], tmp_path: Path, words: list[
     Path("full/mine.txt").touch()
     Path("file").touch()
     before = sorted(tmp_path.rglob("*"))
-    done = dlrun("new", *words)
-    assert (done.code, done.out) == (2, "")
-    assert done.err.startswith(f"dlrun: {message}")
-    assert len(done.err.splitlines()) == 1
+    outcome = dlrun("new", *words)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.startswith(f"dlrun: {message}")
+    assert len(outcome.err.splitlines()) == 1
     assert sorted(tmp_path.rglob("*")) == before
 
 

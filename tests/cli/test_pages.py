@@ -13,18 +13,18 @@ from dlrun.cli import pages
 
 
 def test_without_a_topic_the_pages_are_listed(dlrun: Callable[..., Any]) -> None:
-    done = dlrun("help")
-    assert (done.code, done.err) == (0, "")
-    assert [line.split()[0] for line in done.out.splitlines()[1:]] == list(pages.TOPICS)
-    assert "  sweeps" in done.out
-    assert max(map(len, done.out.splitlines())) <= 80
+    outcome = dlrun("help")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert [line.split()[0] for line in outcome.out.splitlines()[1:]] == list(pages.TOPICS)
+    assert "  sweeps" in outcome.out
+    assert max(map(len, outcome.out.splitlines())) <= 80
 
 
 @pytest.mark.parametrize("topic", pages.TOPICS)
 def test_in_a_pipe_a_page_is_its_markdown(topic: str, dlrun: Callable[..., Any]) -> None:
-    done = dlrun("help", topic)
-    assert (done.code, done.err) == (0, "")
-    assert done.out == (pages.DOCS / f"{topic}.md").read_text()
+    outcome = dlrun("help", topic)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out == (pages.DOCS / f"{topic}.md").read_text()
 
 
 def test_on_a_terminal_a_page_is_rendered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,15 +48,17 @@ def test_on_a_terminal_a_page_is_rendered(monkeypatch: pytest.MonkeyPatch) -> No
     ],
 )
 def test_a_wrong_topic_is_a_sentence(words: tuple[str, ...], sentence: str, dlrun: Callable[..., Any]) -> None:
-    done = dlrun("help", *words)
-    assert done.code == 2
-    assert done.out == ""
-    assert done.err.startswith(f"dlrun: {sentence}")
-    assert len(done.err.splitlines()) == 1
+    outcome = dlrun("help", *words)
+    assert outcome.code == 2
+    assert outcome.out == ""
+    assert outcome.err.startswith(f"dlrun: {sentence}")
+    assert len(outcome.err.splitlines()) == 1
 
 
 @pytest.mark.slow
 def test_torch_is_not_imported(tmp_path: Path) -> None:
     code = "import sys; from dlrun.cli.main import main; c = main(); assert 'torch' not in sys.modules; sys.exit(c)"
-    done = subprocess.run([sys.executable, "-c", code, "help", "sweeps"], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    outcome = subprocess.run(
+        [sys.executable, "-c", code, "help", "sweeps"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert outcome.returncode == 0, outcome.stderr

@@ -21,8 +21,8 @@ LABELS = ("run.name=base line", "run.tags=[a, b]", "run.notes='why not'")
 
 @pytest.fixture
 def run(dlrun: Callable[..., Any]) -> Path:
-    done = dlrun(*QUICK, *LABELS, "optimizer=sgd", "optimizer.lr=0.5", "hydra.run.dir=runs/my run")
-    assert done.code == 0, done.err
+    outcome = dlrun(*QUICK, *LABELS, "optimizer=sgd", "optimizer.lr=0.5", "hydra.run.dir=runs/my run")
+    assert outcome.code == 0, outcome.err
     return Path("runs/my run")
 
 
@@ -33,20 +33,20 @@ def read_lines(text: str) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_a_run_in_words(run: Path, dlrun: Callable[..., Any]) -> None:
-    done = dlrun("show", str(run))
-    assert (done.code, done.err) == (0, "")
-    lines = read_lines(done.out)
+    outcome = dlrun("show", str(run))
+    assert (outcome.code, outcome.err) == (0, "")
+    lines = read_lines(outcome.out)
     assert (lines["name"], lines["tags"], lines["notes"]) == ("base line", "a, b", "why not")
     assert lines["status"].startswith("completed, 2 epochs, ")
     assert lines["choices"].startswith("data=blobs model=mlp optimizer=sgd")
     assert shlex.split(lines["typed"])[-1] == "optimizer.lr=0.5"
 
-    rows = [line.split() for line in done.out.splitlines()]
+    rows = [line.split() for line in outcome.out.splitlines()]
     assert ["optimizer.lr", "0.5", "0.001", "typed"] in rows
     assert ["data.spread", "1.0", "-", "data=blobs"] in rows
     assert not any(row[:1] == ["optimizer.momentum.x"] for row in rows)
     assert any(row[:1] == ["train/loss"] and len(row) == 4 for row in rows)
-    assert any(line.startswith(" checkpoints/best.pt = last.pt = step_") for line in done.out.splitlines())
+    assert any(line.startswith(" checkpoints/best.pt = last.pt = step_") for line in outcome.out.splitlines())
 
 
 @pytest.mark.slow
@@ -55,8 +55,8 @@ def test_the_commands_can_be_pasted(run: Path, dlrun: Callable[..., Any]) -> Non
     for name in ("evaluate", "continue", "repeat"):
         words = shlex.split(lines[name])[1:]
         assert str(run) in words
-        done = dlrun(*words)
-        assert done.code == 0, (name, done.err)
+        outcome = dlrun(*words)
+        assert outcome.code == 0, (name, outcome.err)
     predict = shlex.split(lines["predict"].replace("INPUT", "0.5,0.5"))[1:]
     assert dlrun(*predict).code == 0
 
@@ -86,10 +86,10 @@ def test_an_interrupted_run_is_resumed_by_what_is_shown(run: Path, dlrun: Callab
 
 def test_a_damaged_run_is_shown_as_damaged(run: Path, dlrun: Callable[..., Any]) -> None:
     (run / "result.json").write_text("{")
-    done = dlrun("show", str(run))
-    assert done.code == 0
-    assert read_lines(done.out)["status"].startswith("damaged")
-    assert f"damaged: {run}/result.json: " in done.out
+    outcome = dlrun("show", str(run))
+    assert outcome.code == 0
+    assert read_lines(outcome.out)["status"].startswith("damaged")
+    assert f"damaged: {run}/result.json: " in outcome.out
 
 
 @pytest.mark.parametrize(
@@ -107,16 +107,16 @@ def test_what_is_no_run(dlrun: Callable[..., Any], tmp_path: Path, words: list[s
     (tmp_path / "file").touch()
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / "sweep.jsonl").touch()
-    done = dlrun("show", *words)
-    assert (done.code, done.out) == (2, "")
-    assert message in done.err
+    outcome = dlrun("show", *words)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert message in outcome.err
 
 
 @pytest.mark.slow
 def test_it_fits_80_columns_and_imports_no_torch(run: Path, tmp_path: Path) -> None:
     code = "import sys; from dlrun.cli.main import main; c = main(); assert 'torch' not in sys.modules; sys.exit(c)"
     words = [sys.executable, "-c", code, "show", str(run)]
-    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "COLUMNS": "80"})
-    assert done.returncode == 0, done.stderr
-    tables = [line for line in done.stdout.splitlines() if line.startswith((" ", "─"))]
+    outcome = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "COLUMNS": "80"})
+    assert outcome.returncode == 0, outcome.stderr
+    tables = [line for line in outcome.stdout.splitlines() if line.startswith((" ", "─"))]
     assert max(map(len, tables)) <= 80

@@ -42,24 +42,24 @@ def list_epochs(text: str) -> list[str]:
 
 
 def test_a_finished_run_is_printed_as_it_was(run: Path, dlrun: Callable[..., Any]) -> None:
-    done = dlrun("watch", str(run))
-    assert (done.code, done.err) == (0, "")
-    assert len(list_epochs(done.out)) == 3
+    outcome = dlrun("watch", str(run))
+    assert (outcome.code, outcome.err) == (0, "")
+    assert len(list_epochs(outcome.out)) == 3
     log = (run / "run.log").read_text()
-    assert list_epochs(done.out) == list_epochs(log)
+    assert list_epochs(outcome.out) == list_epochs(log)
     for line in log.splitlines():
         if line.startswith(("best: ", "completed after")):
-            assert line.partition(";")[0] in done.out
-    assert [line.split()[0] for line in done.out.splitlines() if line.startswith(" ")][:2] == ["metric", "loss"]
+            assert line.partition(";")[0] in outcome.out
+    assert [line.split()[0] for line in outcome.out.splitlines() if line.startswith(" ")][:2] == ["metric", "loss"]
 
 
 def test_a_run_whose_process_died_is_interrupted(run: Path, dlrun: Callable[..., Any]) -> None:
     (run / "result.json").unlink()
     (run / "checkpoints" / "last.pt").unlink()
-    done = dlrun("watch", str(run))
-    assert (done.code, done.err) == (130, "dlrun: runs/one was interrupted\n")
-    assert "interrupted after 3 epochs: its process ended without a result" in done.out
-    assert "dlrun resume runs/one continues it" in done.out
+    outcome = dlrun("watch", str(run))
+    assert (outcome.code, outcome.err) == (130, "dlrun: runs/one was interrupted\n")
+    assert "interrupted after 3 epochs: its process ended without a result" in outcome.out
+    assert "dlrun resume runs/one continues it" in outcome.out
 
 
 @pytest.mark.slow
@@ -73,17 +73,17 @@ def test_a_long_run_has_as_many_lines_as_its_own_display(dlrun: Callable[..., An
 def test_a_failed_run_shows_its_error(run: Path, dlrun: Callable[..., Any]) -> None:
     path = run / "result.json"
     path.write_text('{"status": "failed", "error": "it broke\\u001b[31m", "epochs": 1}')
-    done = dlrun("watch", str(run))
-    assert (done.code, done.err) == (1, "dlrun: runs/one is failed\n")
-    assert "failed after 1 epochs" in done.out
-    assert r"error: it broke\x1b[31m" in done.out
+    outcome = dlrun("watch", str(run))
+    assert (outcome.code, outcome.err) == (1, "dlrun: runs/one is failed\n")
+    assert "failed after 1 epochs" in outcome.out
+    assert r"error: it broke\x1b[31m" in outcome.out
 
 
 @pytest.mark.parametrize(("words", "message"), [([], "takes one run folder"), (["."], ". holds no run")])
 def test_wrong_words(dlrun: Callable[..., Any], words: list[str], message: str) -> None:
-    done = dlrun("watch", *words)
-    assert (done.code, done.out) == (2, "")
-    assert message in done.err
+    outcome = dlrun("watch", *words)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert message in outcome.err
 
 
 class Training:

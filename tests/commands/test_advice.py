@@ -24,21 +24,21 @@ def take(dlrun: Callable, line: str) -> None:
     """Type a line of the shell that begins with dlrun."""
     words = shlex.split(line)
     assert words[0] == "dlrun"
-    done = dlrun(*words[1:])
-    assert done.code == 0, done.err
+    outcome = dlrun(*words[1:])
+    assert outcome.code == 0, outcome.err
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("folder", [ODD])
 def test_what_a_run_ends_with_can_be_typed(dlrun: Callable, folder: str) -> None:
-    done = dlrun(*QUICK, f'hydra.run.dir="{folder}"')
-    assert done.code == 0, done.err
+    outcome = dlrun(*QUICK, f'hydra.run.dir="{folder}"')
+    assert outcome.code == 0, outcome.err
     assert Path(folder, "result.json").is_file()
-    take(dlrun, tell(done.out, "evaluate"))
-    watched = shlex.split(tell(done.out, "view"))
+    take(dlrun, tell(outcome.out, "evaluate"))
+    watched = shlex.split(tell(outcome.out, "view"))
     assert watched[:2] == ["tensorboard", "--logdir"]
     assert list(Path(watched[2]).rglob("events.out.tfevents.*"))
-    take(dlrun, tell(done.out, "continue"))
+    take(dlrun, tell(outcome.out, "continue"))
     finished = dlrun("resume", folder)
     take(dlrun, finished.out.partition("type ")[2].strip().replace("=...", "=3"))
 
@@ -102,9 +102,9 @@ print(run.folder)
 
 @pytest.mark.slow
 def test_after_a_training_in_a_notebook_calls_are_printed(python: Callable, dlrun: Callable, tmp_path: Path) -> None:
-    done = python("-c", NOTEBOOK.format(quick=", ".join(map(repr, QUICK))))
-    assert done.code == 0, done.err
-    folder = done.out.splitlines()[-1]
+    outcome = python("-c", NOTEBOOK.format(quick=", ".join(map(repr, QUICK))))
+    assert outcome.code == 0, outcome.err
+    folder = outcome.out.splitlines()[-1]
     for trust in ((), ("trusted_modules=[__main__]",)):
         refused = dlrun("eval", folder, *trust)
         assert refused.code == 2
@@ -123,9 +123,9 @@ def test_the_calls_that_the_readme_shows_work_for_floats_of_any_kind(dlrun: Call
 
 
 def test_ls_runs_of_a_folder_that_is_not_there(dlrun: Callable) -> None:
-    done = dlrun("ls", "runs", "nosuch")
-    assert done.code == 2
-    assert "there is no folder nosuch" in done.err
+    outcome = dlrun("ls", "runs", "nosuch")
+    assert outcome.code == 2
+    assert "there is no folder nosuch" in outcome.err
 
 
 @pytest.mark.slow

@@ -52,14 +52,14 @@ def take(dlrun: Take, line: str, *more: str) -> Any:
     """Type a line of the shell that begins with dlrun."""
     words = shlex.split(line)
     assert words[0] == "dlrun"
-    done = dlrun(*words[1:], *more)
-    assert done.code == 0, done.err
-    return done
+    outcome = dlrun(*words[1:], *more)
+    assert outcome.code == 0, outcome.err
+    return outcome
 
 
-def refusal(done: Any, code: int = 2) -> str:
-    assert done.code == code, done.out
-    return str(done.err.strip())
+def refusal(outcome: Any, code: int = 2) -> str:
+    assert outcome.code == code, outcome.out
+    return str(outcome.err.strip())
 
 
 @pytest.mark.slow
@@ -137,16 +137,16 @@ def test_what_is_to_be_typed_in_place_of_a_wrong_word(
     advice = re.split(r"\b(?:type|as in) ", message)[-1]
     for blank, value in blanks.items():
         advice = advice.replace(blank, value)
-    done = run_beside_runs(*stays, *shlex.split(advice))
-    assert done.code == 0, done.err
+    outcome = run_beside_runs(*stays, *shlex.split(advice))
+    assert outcome.code == 0, outcome.err
 
 
 @pytest.mark.slow
 def test_another_sweep_can_be_added_to_the_one_that_is_there(run_beside_runs: Take) -> None:
     message = refusal(run_beside_runs("-m", "optimizer.lr=0.1,0.2", *TINY, "sweep.dir=runs/sweep"))
     line = message[message.index("dlrun resume") :]
-    done = take(run_beside_runs, line.replace("<key>=<values>", "seed=2"))
-    assert len([path for path in Path("runs/sweep").iterdir() if (path / "result.json").is_file()]) == 3, done.out
+    outcome = take(run_beside_runs, line.replace("<key>=<values>", "seed=2"))
+    assert len([path for path in Path("runs/sweep").iterdir() if (path / "result.json").is_file()]) == 3, outcome.out
 
 
 @pytest.mark.slow
@@ -174,10 +174,10 @@ def test_a_damaged_ledger_is_mended_or_left_as_its_sentence_says(run_beside_runs
 
 @pytest.mark.slow
 def test_what_a_comparison_says_to_add(run_beside_runs: Take) -> None:
-    done = run_beside_runs("compare", "runs/sweep")
-    assert done.code == 0
-    done = run_beside_runs("compare", "runs/one", "runs/sweep")
-    message = done.out[done.out.index("nothing can be told apart") :] if "told apart: add" in done.out else ""
+    outcome = run_beside_runs("compare", "runs/sweep")
+    assert outcome.code == 0
+    outcome = run_beside_runs("compare", "runs/one", "runs/sweep")
+    message = outcome.out[outcome.out.index("nothing can be told apart") :] if "told apart: add" in outcome.out else ""
     word = shlex.split(message.partition("add ")[2].splitlines()[0])[0] if message else "seed=range(5)"
     assert run_beside_runs("check", "-m", *TINY, word).code == 0
 
@@ -185,9 +185,9 @@ def test_what_a_comparison_says_to_add(run_beside_runs: Take) -> None:
 @pytest.mark.slow
 def test_a_setting_beyond_the_best_is_added_to_the_sweep(dlrun: Take) -> None:
     words = ("data=line", "model=linear", "optimizer=sgd", "trainer.max_steps=1", "tracking.graph=false")
-    done = dlrun("-m", "optimizer.lr=1e-5,1e-4,1e-3", *words, "figures=false", "sweep.dir=sweep")
-    assert done.code == 0, done.err
-    word = re.findall(r"try (optimizer\.lr=\S+) too", done.out)[0]
+    outcome = dlrun("-m", "optimizer.lr=1e-5,1e-4,1e-3", *words, "figures=false", "sweep.dir=sweep")
+    assert outcome.code == 0, outcome.err
+    word = re.findall(r"try (optimizer\.lr=\S+) too", outcome.out)[0]
     assert not 1e-5 <= float(word.partition("=")[2]) <= 1e-3
     again = dlrun("resume", "sweep", word)
     assert again.code == 0, again.err
@@ -224,8 +224,8 @@ def test_what_is_tried_against_learning_trouble_can_be_typed(sentence: str, dlru
     data = ("data=csv", "data.path=rows.csv", "model=linear") if "normalize" in words[0] else ("data=digits",)
     ends = ("model=sequential", "model.layers=[Flatten,{Linear:[in,out]},{LogSoftmax:1}]") if "nll" in words[0] else ()
     for word in words:
-        done = dlrun("check", *data, *ends, word)
-        assert done.code == 0, done.err
+        outcome = dlrun("check", *data, *ends, word)
+        assert outcome.code == 0, outcome.err
 
 
 @pytest.mark.slow
@@ -233,14 +233,14 @@ def test_a_run_that_diverges_learns_with_what_it_says(dlrun: Take) -> None:
     words = ("data=line", "model=linear", "optimizer=sgd", "trainer.epochs=6", "tracking.graph=false", "figures=false")
     rate = first = "optimizer.lr=0.9"
     for _ in range(4):
-        done = dlrun(*words, rate)
-        advice = re.findall(r"try a tenth of it, (optimizer\.lr=\S+)", done.out)
+        outcome = dlrun(*words, rate)
+        advice = re.findall(r"try a tenth of it, (optimizer\.lr=\S+)", outcome.out)
         if not advice:
             break
         rate = advice[-1]
     assert rate != first
-    assert done.code == 0
-    assert "diverging" not in done.out
+    assert outcome.code == 0
+    assert "diverging" not in outcome.out
 
 
 @pytest.mark.slow

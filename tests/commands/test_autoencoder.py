@@ -48,16 +48,16 @@ def test_a_linear_one_finds_the_principal_components(dlrun: Callable[..., Any]) 
     words = ("task=autoencoder", "data=csv", "data.path=rows.csv", "data.target=[]", "data.test_fraction=0")
     net = ("model=sequential", "model.layers=[{Linear: [in, 2]}, {Linear: [2, out]}]", "device.precision=fp64")
     more = ("data.val_fraction=0", "optimizer=lbfgs", "trainer.epochs=60")
-    done = dlrun(*QUIET, *words, *net, *more, "hydra.run.dir=run")
-    assert done.code == 0, done.err
+    outcome = dlrun(*QUIET, *words, *net, *more, "hydra.run.dir=run")
+    assert outcome.code == 0, outcome.err
 
     standard = (x - x.mean(0)) / x.std(0)
     pca = PCA(2).fit(standard)
     given_back = pca.inverse_transform(pca.transform(standard))
-    last = done.rows[-1]
+    last = outcome.rows[-1]
     assert last["train/mse"] == pytest.approx(((standard - given_back) ** 2).mean(), rel=1e-6)
     assert last["train/r2"] == pytest.approx(pca.explained_variance_ratio_.sum(), rel=1e-6)
-    baseline = done.result["baseline"]
+    baseline = outcome.result["baseline"]
     assert (baseline["train/mse"], baseline["train/r2"]) == (pytest.approx(1), pytest.approx(0, abs=1e-12))
 
     # In the data's own units.
@@ -90,8 +90,8 @@ def test_it_trains_as_a_loop_of_torch(
 ) -> None:
     common = ("data.val_fraction=0", "data.shuffle=false", "data.batch_size=200", "device.precision=fp64")
     common += ("model.hidden_sizes=[8]", "optimizer=sgd", "optimizer.lr=0.1", "trainer.epochs=20")
-    done = dlrun(*QUIET, *SMALL, *common, *words, "hydra.run.dir=run")
-    assert done.code == 0, done.err
+    outcome = dlrun(*QUIET, *SMALL, *common, *words, "hydra.run.dir=run")
+    assert outcome.code == 0, outcome.err
 
     x = package.load("run").splits.train.inputs[0].double().flatten(1)
     torch.manual_seed(0)
@@ -104,7 +104,7 @@ def test_it_trains_as_a_loop_of_torch(
         value.backward()
         optimizer.step()
         expected.append(value.item())
-    assert [row["train/loss"] for row in done.rows] == pytest.approx(expected, rel=1e-9)
+    assert [row["train/loss"] for row in outcome.rows] == pytest.approx(expected, rel=1e-9)
     for mine, theirs in zip(weights_of("run").values(), net.state_dict().values(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-7, atol=1e-10)
 
@@ -117,34 +117,34 @@ def test_a_net_that_returns_images_is_read_by_workers_cut_off_and_exported(dlrun
     words = ("task=autoencoder", "data=arrays", "data.path=scans", "model._target_=repaint_net.Repaint")
     words = (*QUIET, *words, "data.batch_size=10", "trainer.epochs=2")
     for name, more in (("memory", "data.loader=memory"), ("workers", "data.loader=workers")):
-        done = dlrun(*words, more, "data.num_workers=0", f"hydra.run.dir={name}")
-        assert done.code == 0, done.err
+        outcome = dlrun(*words, more, "data.num_workers=0", f"hydra.run.dir={name}")
+        assert outcome.code == 0, outcome.err
     assert Path("memory/metrics.jsonl").read_text() == Path("workers/metrics.jsonl").read_text()
 
     assert dlrun(*words, "trainer.max_steps=7", "hydra.run.dir=cut").code == 0
-    done = dlrun("resume", "cut", "trainer.max_steps=null", "trusted_modules=[repaint_net]")
-    assert done.code == 0, done.err
+    outcome = dlrun("resume", "cut", "trainer.max_steps=null", "trusted_modules=[repaint_net]")
+    assert outcome.code == 0, outcome.err
     one, two = weights_of("cut"), weights_of("memory")
     assert all(torch.equal(one[key], two[key]) for key in two)
 
-    done = dlrun("eval", "cut", "trusted_modules=[repaint_net]")
-    assert "the same as recorded in training, to the last bit" in done.out, done.err
+    outcome = dlrun("eval", "cut", "trusted_modules=[repaint_net]")
+    assert "the same as recorded in training, to the last bit" in outcome.out, outcome.err
     assert [path.name for path in Path("cut").glob("eval/*/figures/*")] == ["reconstructions.png"]
     saved = package.load("cut", trusted_modules="repaint_net")
     assert saved.predict(torch.zeros(2, 1, 8, 8)).values.shape == (2, 64)
-    done = dlrun("export", "cut", "format=safetensors", "trusted_modules=[repaint_net]")
-    assert done.code == 0, done.err
+    outcome = dlrun("export", "cut", "format=safetensors", "trusted_modules=[repaint_net]")
+    assert outcome.code == 0, outcome.err
     about = json.loads(Path("cut/export/safetensors/model.json").read_text())
     assert (about["reconstructs"], about["outputs"][0]["shape"]) == (True, ["batch", 64])
-    done = dlrun("export", "cut", "format=python", "trusted_modules=[repaint_net]")
-    assert (done.code, "the training of an autoencoder" in done.err) == (2, True)
+    outcome = dlrun("export", "cut", "format=python", "trusted_modules=[repaint_net]")
+    assert (outcome.code, "the training of an autoencoder" in outcome.err) == (2, True)
 
 
 @pytest.mark.slow
 def test_the_picture_shows_images_above_their_reconstructions(dlrun: Callable[..., Any]) -> None:
-    done = dlrun("tracking.graph=false", *SMALL, "trainer.epochs=1", "hydra.run.dir=run")
-    assert done.code == 0, done.err
-    assert "image 1×8×8 -> itself" in done.out
+    outcome = dlrun("tracking.graph=false", *SMALL, "trainer.epochs=1", "hydra.run.dir=run")
+    assert outcome.code == 0, outcome.err
+    assert "image 1×8×8 -> itself" in outcome.out
     assert {path.name for path in Path("run/figures").iterdir()} >= {"reconstructions.png"}
 
     from dlrun.data.spec import DataSpec
@@ -179,9 +179,9 @@ def test_the_picture_shows_images_above_their_reconstructions(dlrun: Callable[..
 )
 def test_a_mistake_is_a_sentence(words: tuple[str, ...], sentence: str, dlrun: Callable[..., Any]) -> None:
     Path("rows.csv").write_text("a,b\n" + "1,2\n2,1\n" * 4)
-    done = dlrun(*QUIET, *words, "hydra.run.dir=run")
-    assert (done.code, done.err.count("\n")) == (2, 1), done.err
-    assert sentence in done.err
+    outcome = dlrun(*QUIET, *words, "hydra.run.dir=run")
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1), outcome.err
+    assert sentence in outcome.err
     assert not Path("run").exists()
 
 
@@ -191,6 +191,6 @@ def test_the_network_in_onnx_gives_flat_values(dlrun: Callable[..., Any]) -> Non
     assert (
         dlrun(*QUIET, *SMALL, "model._target_=repaint_net.Repaint", "trainer.epochs=1", "hydra.run.dir=run").code == 0
     )
-    done = dlrun("export", "run", "format=onnx", "trusted_modules=[repaint_net]")
-    assert done.code == 0, done.err
-    assert "rows of test: at most" in done.out
+    outcome = dlrun("export", "run", "format=onnx", "trusted_modules=[repaint_net]")
+    assert outcome.code == 0, outcome.err
+    assert "rows of test: at most" in outcome.out

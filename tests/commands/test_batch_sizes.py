@@ -45,14 +45,14 @@ def test_the_sizes_that_an_epoch_holds(
 @pytest.mark.parametrize("command", [("check",), ()])
 def test_a_last_batch_of_one_row_under_batch_norm(dlrun: Callable, tmp_path: Any, command: tuple[str, ...]) -> None:
     words = ("data=blobs", "data.rows_per_class=33", "data.batch_size=13", *NORMED, "trainer.epochs=1", *QUIET)
-    done = dlrun(*command, *words)
-    assert done.code == 2
+    outcome = dlrun(*command, *words)
+    assert outcome.code == 2
     message = (
         "the last batch of an epoch has 1 row (66 training rows in batches of 13), and layer layers.1 (BatchNorm1d)"
     )
-    assert message in " ".join(done.err.split())
-    assert "does not take 1 row in training: Expected more than 1 value per channel" in " ".join(done.err.split())
-    assert "type data.drop_last=true" in done.err
+    assert message in " ".join(outcome.err.split())
+    assert "does not take 1 row in training: Expected more than 1 value per channel" in " ".join(outcome.err.split())
+    assert "type data.drop_last=true" in outcome.err
     assert not (tmp_path / "outputs").exists()
     if not command:
         assert dlrun(*words, "data.drop_last=true").code == 0  # the advice works when it is taken
@@ -70,10 +70,10 @@ def test_a_last_batch_of_one_row_under_batch_norm(dlrun: Callable, tmp_path: Any
     ],
 )
 def test_batches_of_one_row_under_batch_norm(dlrun: Callable, words: tuple[str, ...], message: str) -> None:
-    done = dlrun("check", *words, *NORMED)
-    assert done.code == 2
-    assert message in " ".join(done.err.split())
-    assert "drop_last" not in done.err
+    outcome = dlrun("check", *words, *NORMED)
+    assert outcome.code == 2
+    assert message in " ".join(outcome.err.split())
+    assert "drop_last" not in outcome.err
 
 
 @pytest.mark.slow

@@ -188,23 +188,23 @@ def test_a_killed_run_goes_on_with_the_same_callbacks(
 
 @pytest.mark.slow
 def test_what_is_logged_is_a_metric_like_others(train: Callable[..., Any]) -> None:
-    done = train(*WATCHED)
-    assert done.code == 0, done.err
-    for row in done.rows:
+    outcome = train(*WATCHED)
+    assert outcome.code == 0, outcome.err
+    for row in outcome.rows:
         # To rounding: the difference of the row's own values is formed in the same floats.
         assert row["gap"] == row["val/loss"] - row["train/loss"]
         assert {"gradient/largest", "hidden/mean", "hidden/penalty"} <= row.keys()
-    best = max(done.rows, key=lambda row: row["gap"])
-    assert done.result["best"]["value"] == best["gap"]
-    assert done.result["best"]["epoch"] == best["epoch"]
-    assert done.result["metrics"]["gap"] == done.rows[-1]["gap"]
+    best = max(outcome.rows, key=lambda row: row["gap"])
+    assert outcome.result["best"]["value"] == best["gap"]
+    assert outcome.result["best"]["epoch"] == best["epoch"]
+    assert outcome.result["metrics"]["gap"] == outcome.rows[-1]["gap"]
 
     from dlrun.runs.tensorboard import read_scalars
 
-    scalars = read_scalars(done.folder)
+    scalars = read_scalars(outcome.folder)
     assert [step for step, _ in scalars["gap"]] == [5, 10, 15, 20]
     assert [step for step, _ in scalars["gradient/largest_step"]] == list(range(2, 21, 2))
-    assert "gap" in train("show", str(done.folder)).out
+    assert "gap" in train("show", str(outcome.folder)).out
     listed = train("ls", "runs", "gap>-100", "format=json").out
     assert len(json.loads(listed)) == 1
 
@@ -217,12 +217,12 @@ def test_the_row_has_the_mean_over_the_batches_and_the_loss_its_auxiliary_part(t
     from dlrun.data.synthetic import blobs
 
     # The weights do not move, so that one pass over the batches tells what each of them gave.
-    done = train(
+    outcome = train(
         "data=blobs", "model._target_=watched.Net", "model.dropout=0", "trainer.epochs=1", "data.shuffle=false",
         "optimizer=sgd", "optimizer.lr=0.0", "data.batch_size=64", "device.precision=fp64", *QUICK,
     )  # fmt: skip
-    assert done.code == 0, done.err
-    state = checkpoint.load(done.folder / "checkpoints/last.pt")["model"]
+    assert outcome.code == 0, outcome.err
+    state = checkpoint.load(outcome.folder / "checkpoints/last.pt")["model"]
     train_split: Any = blobs().train
     losses, means, penalties = [], [], []
     with torch.no_grad():
@@ -233,7 +233,7 @@ def test_the_row_has_the_mean_over_the_batches_and_the_loss_its_auxiliary_part(t
             penalties.append(float(hidden.square().mean()))
             losses += [float(loss) + 0.1 * penalties[-1]] * len(x)
 
-    row = done.rows[0]
+    row = outcome.rows[0]
     assert math.isclose(row["hidden/mean"], sum(means) / len(means), rel_tol=1e-9)
     assert math.isclose(row["hidden/penalty"], sum(penalties) / len(penalties), rel_tol=1e-9)
     assert math.isclose(row["train/loss"], sum(losses) / len(losses), rel_tol=1e-9)
@@ -242,10 +242,10 @@ def test_the_row_has_the_mean_over_the_batches_and_the_loss_its_auxiliary_part(t
 @pytest.mark.slow
 def test_a_callback_may_end_the_training(train: Callable[..., Any]) -> None:
     words = ("data=blobs", "+callbacks.stop._target_=watched.Stop", "trainer.epochs=5", *QUICK)
-    done = train(*words, "hydra.run.dir=run")
-    assert done.code == 0, done.err
-    assert (done.result["status"], done.result["epochs"]) == ("early_stopped", 2)
-    assert "dlrun resume run trainer.epochs=10" in done.out
+    outcome = train(*words, "hydra.run.dir=run")
+    assert outcome.code == 0, outcome.err
+    assert (outcome.result["status"], outcome.result["epochs"]) == ("early_stopped", 2)
+    assert "dlrun resume run trainer.epochs=10" in outcome.out
 
     again = train("resume", "run", "trusted_modules=[watched]")
     assert again.code == 0
@@ -255,20 +255,20 @@ def test_a_callback_may_end_the_training(train: Callable[..., Any]) -> None:
 
 
 def test_what_no_checkpoint_can_hold_is_said_once(train: Callable[..., Any]) -> None:
-    done = train("data=blobs", "+callbacks.mine._target_=watched.Handle", "trainer.epochs=3", *QUICK)
-    assert done.code == 0, done.err
-    notes = [note for note in done.result["warnings"] if "callbacks.mine" in note]
+    outcome = train("data=blobs", "+callbacks.mine._target_=watched.Handle", "trainer.epochs=3", *QUICK)
+    assert outcome.code == 0, outcome.err
+    notes = [note for note in outcome.result["warnings"] if "callbacks.mine" in note]
     assert len(notes) == 1
     assert "handle (TextIOWrapper)" in notes[0]
-    assert checkpoint.load(done.folder / "checkpoints/last.pt")["callbacks"] == {"mine": {"text": "kept"}}
+    assert checkpoint.load(outcome.folder / "checkpoints/last.pt")["callbacks"] == {"mine": {"text": "kept"}}
 
 
 def test_an_error_in_a_hook_is_one_sentence_and_others_are_told(train: Callable[..., Any]) -> None:
-    done = train("data=blobs", "+callbacks.mine._target_=watched.Failing", *QUICK)
-    assert done.code == 1
-    assert "watched.py, line" in done.err
-    assert "KeyError: 'gradient'" in done.err
-    assert "closed after KeyError at step 1" in done.out
+    outcome = train("data=blobs", "+callbacks.mine._target_=watched.Failing", *QUICK)
+    assert outcome.code == 1
+    assert "watched.py, line" in outcome.err
+    assert "KeyError: 'gradient'" in outcome.err
+    assert "closed after KeyError at step 1" in outcome.out
 
 
 @pytest.mark.parametrize(
@@ -290,10 +290,10 @@ def test_an_error_in_a_hook_is_one_sentence_and_others_are_told(train: Callable[
     ],
 )  # fmt: skip
 def test_mistakes(words: tuple[str, ...], sentence: str, train: Callable[..., Any]) -> None:
-    done = train("data=blobs", *QUICK, *words)
-    assert done.code == 2, done.out
-    assert sentence in done.err
-    assert "Traceback" not in done.err
+    outcome = train("data=blobs", *QUICK, *words)
+    assert outcome.code == 2, outcome.out
+    assert sentence in outcome.err
+    assert "Traceback" not in outcome.err
     assert not Path("outputs").exists()
 
 
@@ -310,9 +310,9 @@ def test_mistakes(words: tuple[str, ...], sentence: str, train: Callable[..., An
     ],
 )
 def test_mistakes_that_show_in_the_training(words: tuple[str, ...], sentence: str, train: Callable[..., Any]) -> None:
-    done = train("data=blobs", *QUICK, *words)
-    assert done.code == 1
-    assert sentence in done.err
+    outcome = train("data=blobs", *QUICK, *words)
+    assert outcome.code == 1
+    assert sentence in outcome.err
 
 
 ALIASES = [
@@ -342,8 +342,8 @@ def test_a_preset_may_be_overridden_by_either_spelling(dlrun: Callable[..., Any]
     overlay = "# @package _global_\n# stops early\ncallbacks: {early_stopping: {patience: 7}, ema: {decay: 0.5}}\n"
     Path("mine/experiment/early.yaml").write_text(overlay)
     words = ("--config-dir", "mine", "experiment=early", "data=blobs", "trainer.epochs=1", *QUICK)
-    done = dlrun(*words, "callbacks.early_stopping.patience=4", "~callbacks.ema", "hydra.run.dir=run")
-    assert done.code == 0, done.err
+    outcome = dlrun(*words, "callbacks.early_stopping.patience=4", "~callbacks.ema", "hydra.run.dir=run")
+    assert outcome.code == 0, outcome.err
     trainer = read_yaml(Path("run/.hydra/config.yaml").read_text())["trainer"]
     assert (trainer["early_stopping"]["patience"], trainer["ema_decay"]) == (4, None)
 
@@ -356,8 +356,8 @@ def test_an_option_of_ones_own_replaces_the_default(train: Callable[..., Any]) -
     Path("mine/callbacks").mkdir(parents=True)
     Path("mine/callbacks/stop.yaml").write_text("# stops after two epochs\nstop: {_target_: watched.Stop}\n")
     words = ("--config-dir", "mine", "data=blobs", "trainer.epochs=5", *QUICK)
-    done = train(*words, "callbacks=stop", "hydra.run.dir=alone")
-    assert (done.code, done.result["epochs"]) == (0, 2), done.err
+    outcome = train(*words, "callbacks=stop", "hydra.run.dir=alone")
+    assert (outcome.code, outcome.result["epochs"]) == (0, 2), outcome.err
     assert read_yaml(Path("alone/.hydra/config.yaml").read_text())["tracking"]["diagnose"] is False
     both = train(*words, "callbacks=[default,stop]", "hydra.run.dir=both")
     assert (both.code, both.result["epochs"]) == (0, 2), both.err
@@ -365,19 +365,19 @@ def test_an_option_of_ones_own_replaces_the_default(train: Callable[..., Any]) -
 
 
 def test_a_spelling_without_effect_is_noted_as_the_key_is(dlrun: Callable[..., Any]) -> None:
-    done = dlrun("data=blobs", "trainer.epochs=1", "callbacks.early_stopping.min_delta=0.1", *QUICK)
-    assert "trainer.early_stopping.min_delta has no effect here" in done.out
+    outcome = dlrun("data=blobs", "trainer.epochs=1", "callbacks.early_stopping.min_delta=0.1", *QUICK)
+    assert "trainer.early_stopping.min_delta has no effect here" in outcome.out
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("comparison_without_pictures")
 def test_a_sweep_has_them_in_every_job_and_its_table(train: Callable[..., Any]) -> None:
-    done = train(
+    outcome = train(
         "-m", "data=digits", "data.train_rows=200", "model=linear", "trainer.epochs=1", "optimizer.lr=0.1,0.01",
         "+callbacks.mine._target_=watched.Gradients", "checkpoint.monitor=gap", "checkpoint.mode=min", *QUICK,
     )  # fmt: skip
-    assert done.code == 0, done.err
-    assert "gap" in done.out.partition("preparing")[2]
+    assert outcome.code == 0, outcome.err
+    assert "gap" in outcome.out.partition("preparing")[2]
     rows = [path.read_text() for path in Path("outputs").rglob("metrics.jsonl")]
     assert len(rows) == 2
     assert all('"gap"' in row for row in rows)
@@ -385,8 +385,10 @@ def test_a_sweep_has_them_in_every_job_and_its_table(train: Callable[..., Any]) 
 
 @pytest.mark.slow
 def test_a_script_for_plain_torch_cannot_have_them(train: Callable[..., Any]) -> None:
-    done = train("data=blobs", "+callbacks.stop._target_=watched.Stop", "trainer.epochs=1", *QUICK, "hydra.run.dir=run")
-    assert done.code == 0, done.err
+    outcome = train(
+        "data=blobs", "+callbacks.stop._target_=watched.Stop", "trainer.epochs=1", *QUICK, "hydra.run.dir=run"
+    )
+    assert outcome.code == 0, outcome.err
     refused = train("export", "run", "format=python", "trusted_modules=[watched]")
     assert refused.code == 2
     assert "callbacks.stop" in refused.err
@@ -394,7 +396,9 @@ def test_a_script_for_plain_torch_cannot_have_them(train: Callable[..., Any]) ->
 
 @pytest.mark.slow
 def test_loading_a_run_needs_none_of_its_callbacks(train: Callable[..., Any]) -> None:
-    done = train("data=blobs", "+callbacks.stop._target_=watched.Stop", "trainer.epochs=1", *QUICK, "hydra.run.dir=run")
-    assert done.code == 0, done.err
+    outcome = train(
+        "data=blobs", "+callbacks.stop._target_=watched.Stop", "trainer.epochs=1", *QUICK, "hydra.run.dir=run"
+    )
+    assert outcome.code == 0, outcome.err
     Path("watched.py").unlink()
     assert train("eval", "run", "figures=false").code == 0

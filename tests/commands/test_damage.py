@@ -179,17 +179,17 @@ def test_the_one_before_is_gone_on_with_and_the_run_says_so(run: Path, dlrun: Ca
     intact = (run / "metrics.jsonl").read_bytes()
     name = break_newest(run)
     before = int(steps(run / "checkpoints")[1])
-    done = dlrun("resume", "run", "trainer.epochs=4")
-    assert done.code == 0, done.err
+    outcome = dlrun("resume", "run", "trainer.epochs=4")
+    assert outcome.code == 0, outcome.err
     assert (run / "metrics.jsonl").read_bytes().startswith(intact)
-    messages = [note for note in done.result["warnings"] if "resuming from step" in note]
+    messages = [note for note in outcome.result["warnings"] if "resuming from step" in note]
     assert any(name in note for note in messages)
     for note in messages:
         assert note.endswith(
             f"was cut short ({note.split('(')[1].split()[0]} bytes); resuming from step {before} instead"
         )
         assert note in (run / "run.log").read_text()
-        assert note in done.out
+        assert note in outcome.out
 
 
 @pytest.mark.slow
@@ -197,10 +197,10 @@ def test_when_none_is_whole_it_says_what_is_wrong(run: Path, dlrun: Callable[...
     for file in (run / "checkpoints").iterdir():
         file.write_bytes(b"")
     for words in (("resume", "run", "trainer.epochs=4"), ("eval", "run"), ("data=blobs", "init_from=run")):
-        done = dlrun(*words)
-        assert done.code == (1 if words[0] == "resume" else 2)  # there is a run, but nothing of it can be opened
-        assert "was cut short (0 bytes)" in done.err
-        assert len(done.err.splitlines()) == 1
+        outcome = dlrun(*words)
+        assert outcome.code == (1 if words[0] == "resume" else 2)  # there is a run, but nothing of it can be opened
+        assert "was cut short (0 bytes)" in outcome.err
+        assert len(outcome.err.splitlines()) == 1
 
 
 @pytest.mark.slow
@@ -212,7 +212,7 @@ def test_a_checkpoint_of_another_run_is_not_gone_on_with(run: Path, dlrun: Calla
     refused = dlrun("eval", "run")
     assert refused.code == 2
     assert "run/checkpoints/best.pt is a checkpoint of another run than the one whose folder it lies in" in refused.err
-    done = dlrun("resume", "run", "trainer.epochs=4")
-    assert done.code == 0, done.err
+    outcome = dlrun("resume", "run", "trainer.epochs=4")
+    assert outcome.code == 0, outcome.err
     assert load(run / "checkpoints/last.pt")["config"]["seed"] == 0
-    assert any("last.pt is a checkpoint of another run" in note for note in done.result["warnings"])
+    assert any("last.pt is a checkpoint of another run" in note for note in outcome.result["warnings"])

@@ -264,10 +264,10 @@ def test_one_damaged_run_stops_no_command_over_many(
     assert state(tmp_path / "outputs") == before
 
 
-def ends_well(done: Any) -> bool:
+def ends_well(outcome: Any) -> bool:
     """Whether a command has ended in an answer, or in one sentence."""
-    sentence = done.code == 0 or len(done.err.splitlines()) >= 1
-    return done.code in (0, 1, 2) and sentence and "Traceback" not in done.out + done.err
+    sentence = outcome.code == 0 or len(outcome.err.splitlines()) >= 1
+    return outcome.code in (0, 1, 2) and sentence and "Traceback" not in outcome.out + outcome.err
 
 
 def list_commands(command: str) -> tuple[str, ...]:

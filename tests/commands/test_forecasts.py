@@ -63,8 +63,8 @@ def test_forecasts_beat_the_day_before_and_are_told_with_their_times(dlrun: Call
     assert result["metrics"]["test/mae"] < 0.9 * result["baseline"]["test/mae"]
     line = next(line for line in (run / "run.log").read_text().splitlines() if "on the test windows" in line)
     assert f"the value 24 steps before gets {result['baseline']['test/mae']:.4f}, and this net " in line
-    done = dlrun("eval", "run", "figures=false")
-    assert "the same as recorded in training, to the last bit" in done.out
+    outcome = dlrun("eval", "run", "figures=false")
+    assert "the same as recorded in training, to the last bit" in outcome.out
     (path,) = run.glob("eval/*/predictions.csv")
     rows = list(csv.DictReader(path.read_text().splitlines()))
     true = np.array([[float(row[f"true_load_{step}"]) for step in range(1, 7)] for row in rows])
@@ -86,8 +86,8 @@ def test_predict_forecasts_what_follows_a_table(dlrun: Callable[..., Any], run: 
     lines = (tmp_path / "power.csv").read_text().splitlines()
     (tmp_path / "new.csv").write_text("\n".join([lines[0], *lines[101:141]]))
     (tmp_path / "short.csv").write_text("\n".join([lines[0], *lines[101:111]]))
-    done = dlrun("predict", "run", "new.csv", "short.csv", "--format", "csv")
-    rows = list(csv.DictReader(done.out.splitlines()))
+    outcome = dlrun("predict", "run", "new.csv", "short.csv", "--format", "csv")
+    rows = list(csv.DictReader(outcome.out.splitlines()))
     start = datetime.fromisoformat(lines[140].split(",")[0])
     times = [f"{start + timedelta(hours=step):%Y-%m-%d %H:%M}" for step in range(1, 7)]
     assert [row["input"] for row in rows] == [*times, "short.csv"]
@@ -102,13 +102,13 @@ def test_predict_forecasts_what_follows_a_table(dlrun: Callable[..., Any], run: 
 
 def test_other_tables_are_evaluated_whole(dlrun: Callable[..., Any], run: Path, tmp_path: Path) -> None:
     write_power(tmp_path / "other.csv", 60)
-    done = dlrun("eval", "run", "data.path=other.csv", "figures=false")
-    assert done.code == 0, done.err
-    assert "all, as the run has not seen them, 31 rows" in done.out
+    outcome = dlrun("eval", "run", "data.path=other.csv", "figures=false")
+    assert outcome.code == 0, outcome.err
+    assert "all, as the run has not seen them, 31 rows" in outcome.out
     (tmp_path / "other.csv").write_text("date,load\n2024-01-01,3\n")
-    done = dlrun("eval", "run", "data.path=other.csv")
-    assert done.code == 2
-    assert "there is no column temperature" in done.err
+    outcome = dlrun("eval", "run", "data.path=other.csv")
+    assert outcome.code == 2
+    assert "there is no column temperature" in outcome.err
 
 
 @pytest.mark.slow
@@ -118,13 +118,13 @@ def test_exports_forecast_as_the_run_does(dlrun: Callable[..., Any], run: Path, 
     printed = subprocess.run(
         [sys.executable, str(loader), "power.csv"], capture_output=True, text=True, check=True, cwd=tmp_path
     ).stdout.split()
-    done = dlrun("predict", "run", "power.csv", "--format", "csv")
-    forecasts = [float(row["prediction"]) for row in csv.DictReader(done.out.splitlines())]
+    outcome = dlrun("predict", "run", "power.csv", "--format", "csv")
+    forecasts = [float(row["prediction"]) for row in csv.DictReader(outcome.out.splitlines())]
     assert list(map(float, printed)) == pytest.approx(forecasts, rel=1e-4)
     assert dlrun("export", "run", "format=safetensors").code == 0
-    done = dlrun("export", "run", "format=python")
-    assert done.code == 2
-    assert "format=python cannot write data=series" in done.err
+    outcome = dlrun("export", "run", "format=python")
+    assert outcome.code == 2
+    assert "format=python cannot write data=series" in outcome.err
 
 
 @pytest.mark.slow
@@ -133,9 +133,9 @@ def test_folds_are_swept_and_phases_of_the_calendar_are_columns_of_exports(
 ) -> None:
     write_power(tmp_path / "power.csv")
     words = (*POWER, "model=linear", "trainer.epochs=2", "data.calendar=auto", "data.folds=3", "data.fold=range(3)")
-    done = dlrun("-m", *words, "sweep.dir=folds")
-    assert done.code == 0, done.err
-    assert "all runs  3" in done.out
+    outcome = dlrun("-m", *words, "sweep.dir=folds")
+    assert outcome.code == 0, outcome.err
+    assert "all runs  3" in outcome.out
     run = next(path.parent for path in (tmp_path / "folds").glob("*/result.json"))
     assert dlrun("export", str(run), "format=onnx").code == 0
     loader = run / "export" / "onnx" / "load_onnx.py"
@@ -149,20 +149,20 @@ def test_folds_are_swept_and_phases_of_the_calendar_are_columns_of_exports(
 def test_nets_of_every_kind_take_several_series(dlrun: Callable[..., Any], tmp_path: Path) -> None:
     write_power(tmp_path / "power.csv", 120, sites="ab")
     words = (*POWER, "data.group=site", "trainer.max_steps=2")
-    done = dlrun("-m", *words, "model=gru,lstm,rnn,transformer,mlp,linear", "sweep.dir=sweep")
-    assert done.code == 0, done.err
+    outcome = dlrun("-m", *words, "model=gru,lstm,rnn,transformer,mlp,linear", "sweep.dir=sweep")
+    assert outcome.code == 0, outcome.err
     assert len(list((tmp_path / "sweep").glob("*/result.json"))) == 6
-    done = dlrun(*words, "model=gru", "model.embedding_size=7", "figures=true", "hydra.run.dir=one")
-    assert done.code == 0, done.err
-    assert "model.embedding_size has no effect here: windows of numbers have no embedding" in done.out
+    outcome = dlrun(*words, "model=gru", "model.embedding_size=7", "figures=true", "hydra.run.dir=one")
+    assert outcome.code == 0, outcome.err
+    assert "model.embedding_size has no effect here: windows of numbers have no embedding" in outcome.out
     assert (tmp_path / "one" / "figures" / "forecast.png").exists()
-    done = dlrun("predict", "one", "power.csv", "--format", "csv")
-    names = [row["input"] for row in csv.DictReader(done.out.splitlines())]
+    outcome = dlrun("predict", "one", "power.csv", "--format", "csv")
+    names = [row["input"] for row in csv.DictReader(outcome.out.splitlines())]
     assert names[0] == "a 2024-01-06 00:00"
     assert names[6] == "b 2024-01-06 00:00"
-    done = dlrun("check", *words, "model=lstm")
-    assert done.code == 0
-    assert "ready" in done.out
+    outcome = dlrun("check", *words, "model=lstm")
+    assert outcome.code == 0
+    assert "ready" in outcome.out
 
 
 @pytest.mark.slow
@@ -183,7 +183,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
 
 def test_a_window_longer_than_the_series_is_a_sentence(dlrun: Callable[..., Any], tmp_path: Path) -> None:
     write_power(tmp_path / "power.csv", 20)
-    done = dlrun(*POWER, "model=gru")
-    assert done.code == 2
-    assert "data.window=24 and data.horizon=6 take 30 rows without a gap, and the longest series has 20" in done.err
+    outcome = dlrun(*POWER, "model=gru")
+    assert outcome.code == 2
+    assert "data.window=24 and data.horizon=6 take 30 rows without a gap, and the longest series has 20" in outcome.err
     assert not (tmp_path / "outputs").exists()

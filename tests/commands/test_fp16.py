@@ -31,9 +31,9 @@ class Net(nn.Module):
 """
 
 
-def warnings_of(done: Any) -> str:
-    assert done.code == 0, done.err
-    return "\n".join(done.result["warnings"])
+def warnings_of(outcome: Any) -> str:
+    assert outcome.code == 0, outcome.err
+    return "\n".join(outcome.result["warnings"])
 
 
 @pytest.mark.slow
@@ -41,19 +41,19 @@ def test_the_first_steps_that_the_scaler_skips_are_no_alarm(dlrun: Callable, tmp
     (tmp_path / "mynet.py").write_text(NET)
     # Gradients a hundred times as large overflow in the only step of each of the first epochs.
     words = ("model._target_=mynet.Net", "+model.factor=100", "data.batch_size=4096", "trainer.epochs=3")
-    done = dlrun(*FEW, *words, "trainer.log_every_steps=1", "hydra.run.dir=run")
+    outcome = dlrun(*FEW, *words, "trainer.log_every_steps=1", "hydra.run.dir=run")
     assert "inf" in str(read_scalars(tmp_path / "run")["train/grad_norm"][0])
-    assert "not finite" not in warnings_of(done)
-    assert "vanishing" not in warnings_of(done)
+    assert "not finite" not in warnings_of(outcome)
+    assert "vanishing" not in warnings_of(outcome)
 
 
 def test_a_run_whose_steps_are_all_skipped_is_told(dlrun: Callable, tmp_path: Path) -> None:
     (tmp_path / "mynet.py").write_text(NET)
     words = ("model._target_=mynet.Net", "+model.factor=-1", "data.batch_size=64", "trainer.max_steps=5")
-    done = dlrun(*FEW, *words)
-    assert "the gradients overflow in fp16" in warnings_of(done)
-    assert "all 5 steps were skipped" in warnings_of(done)
-    assert "device.precision=bf16" in done.out
+    outcome = dlrun(*FEW, *words)
+    assert "the gradients overflow in fp16" in warnings_of(outcome)
+    assert "all 5 steps were skipped" in warnings_of(outcome)
+    assert "device.precision=bf16" in outcome.out
 
 
 def test_a_scale_that_falls_to_nothing_is_told_in_the_middle_of_a_run() -> None:
@@ -78,8 +78,8 @@ def test_the_logged_norm_is_of_the_unscaled_gradient(
     norms = []
     for precision in ("fp16", "fp32"):
         folder = f"run_{precision}"
-        done = dlrun(*FEW, *words, *more, f"device.precision={precision}", f"hydra.run.dir={folder}")
-        assert done.code == 0, done.err
+        outcome = dlrun(*FEW, *words, *more, f"device.precision={precision}", f"hydra.run.dir={folder}")
+        assert outcome.code == 0, outcome.err
         norms.append(float(read_scalars(tmp_path / folder)["train/grad_norm"][0][1]))
     assert norms[0] == pytest.approx(norms[1], rel=1e-2)
 

@@ -108,8 +108,8 @@ def test_an_exported_training_holds_it_as_text(
 ) -> None:
     shutil.copytree(trained_run, tmp_path / "run")
     craft(tmp_path / "run", text)
-    done = dlrun("export", "run", "format=python")
-    assert done.code == 0, done.err
+    outcome = dlrun("export", "run", "format=python")
+    assert outcome.code == 0, outcome.err
     source = (tmp_path / "run" / "export" / "python" / "train.py").read_text()
     calls = [ast.unparse(node.func) for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
     assert "open" not in calls
@@ -124,8 +124,8 @@ def test_an_exported_training_runs_and_runs_nothing_else(
     shutil.copytree(trained_run, tmp_path / "run")
     craft(tmp_path / "run", EVIL[0])
     assert dlrun("export", "run", "format=python").code == 0
-    done = python("run/export/python/train.py")
-    assert done.code == 0, done.err
+    outcome = python("run/export/python/train.py")
+    assert outcome.code == 0, outcome.err
     assert not (tmp_path / "canary").exists()
 
 
@@ -156,9 +156,9 @@ def test_a_layer_with_a_call_for_a_name_is_not_written(dlrun: Callable[..., Any]
     training = dlrun(*QUICK, *words)
     assert training.code in (0, 2)
     if training.code == 0:
-        done = dlrun("export", "run", "format=python")
-        assert done.code == 2
-        assert "cannot write an argument called" in done.err
+        outcome = dlrun("export", "run", "format=python")
+        assert outcome.code == 2
+        assert "cannot write an argument called" in outcome.err
     assert not (tmp_path / "canary").exists()
 
 
@@ -171,8 +171,8 @@ def test_tables_pages_and_lists_show_it(
     for name in ("one", "two"):
         shutil.copytree(trained_run, tmp_path / "runs" / name)
     craft(tmp_path / "runs" / "one", text, classes=False)
-    done = dlrun("compare", "runs", "paths.outputs=out")
-    assert done.code == 0, done.err
+    outcome = dlrun("compare", "runs", "paths.outputs=out")
+    assert outcome.code == 0, outcome.err
     page = Page(next((tmp_path / "out").rglob("report.html")).read_text())
     assert "script" not in page.tags
     assert page.attributes <= {"lang", "charset", "name", "content", "http-equiv", "class", "href", "alt", "src"}
@@ -199,9 +199,9 @@ def test_class_names_that_a_spreadsheet_would_run(dlrun: Callable[..., Any], tmp
     data = ("data=points", "data.x=[[1],[2],[3],[4]]", "data.y=[0,0,1,1]", "data.task=multiclass")
     quoted = ",".join(json.dumps(name) for name in names)
     words = ("trainer.epochs=1", "tracking.graph=false", f"data.class_names=[{quoted}]", "hydra.run.dir=run")
-    done = dlrun(*data, *words)
-    assert done.code == 0, done.err
-    assert "could not be" not in done.out
+    outcome = dlrun(*data, *words)
+    assert outcome.code == 0, outcome.err
+    assert "could not be" not in outcome.out
     assert dlrun("eval", "run", "split=train", "figures=false").code == 0
     (evaluation,) = (tmp_path / "run" / "eval").iterdir()
     cells = {cell for row in csv.reader(io.StringIO((evaluation / "predictions.csv").read_text())) for cell in row}
@@ -286,8 +286,8 @@ def test_a_name_that_is_completed_runs_nothing(
     for name in ("bash", "zsh"):
         monkeypatch.setenv("_DLRUN_COMPLETE", f"{name}_complete")
         monkeypatch.setenv("COMP_WORDS", "dlrun eval outputs/2026-01-01/")
-        done = dlrun()
-        assert done.code == 0
-        words = shlex.split(done.out)
+        outcome = dlrun()
+        assert outcome.code == 0
+        words = shlex.split(outcome.out)
         assert "outputs/2026-01-01/$(touch canary)" in words
-        assert "'" in done.out
+        assert "'" in outcome.out

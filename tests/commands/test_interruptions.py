@@ -146,8 +146,8 @@ def test_the_second_signal_stops_now_and_resume_makes_the_rest(
         f"module.{function} = replaced\n"
         f"sys.argv = ['dlrun', *{words!r}, 'hydra.run.dir=run']; sys.exit(main())"
     )
-    done = python("-c", script)
-    assert done.code == -signal.SIGINT, done.err  # a shell says 130
+    outcome = python("-c", script)
+    assert outcome.code == -signal.SIGINT, outcome.err  # a shell says 130
     assert not Path("run/result.json").exists()
     resumed = dlrun("resume", "run")
     assert resumed.code == 0, resumed.err
@@ -232,8 +232,8 @@ def test_under_nohup_a_lost_terminal_is_nothing(dlrun: Callable[..., Any], warm:
 def test_what_only_looks_ends_without_a_word(dlrun: Callable[..., Any], interrupt_at_call: Callable[..., None]) -> None:
     assert dlrun(*WORDS, "hydra.run.dir=run").code == 0
     interrupt_at_call("dlrun.engine.trainer", "evaluate", 1, lambda: signal.raise_signal(signal.SIGUSR1))
-    done = dlrun("eval", "run", "figures=false")
-    assert (done.code, done.err) == (138, "")
+    outcome = dlrun("eval", "run", "figures=false")
+    assert (outcome.code, outcome.err) == (138, "")
     assert not Path("run/eval").exists()
 
 
@@ -256,10 +256,12 @@ def test_a_crash_in_the_model_keeps_the_last_checkpoint(
 ) -> None:
     (tmp_path / "crashing.py").write_text(NET)
     words = ("data=line", "model._target_=crashing.Net", "data.batch_size=16", f"+model.on_call={json.dumps(act)}")
-    done = dlrun(*words, "checkpoint.every_steps=1", "trainer.epochs=9", "preflight=false", "hydra.run.dir=run", *QUIET)
+    outcome = dlrun(
+        *words, "checkpoint.every_steps=1", "trainer.epochs=9", "preflight=false", "hydra.run.dir=run", *QUIET
+    )
     del sys.modules["crashing"]
-    assert done.code == 1
-    assert message in done.err
+    assert outcome.code == 1
+    assert message in outcome.err
     result = json.loads(Path("run/result.json").read_text())
     assert result["status"] == "failed"
     assert message in result["error"]
@@ -272,10 +274,10 @@ def test_sys_exit_before_the_run_is_a_sentence(
     dlrun: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "leaving.py").write_text(NET)
-    done = dlrun("data=line", "model._target_=leaving.Net", "+model.on_build='sys.exit(0)'", *QUIET)
+    outcome = dlrun("data=line", "model._target_=leaving.Net", "+model.on_build='sys.exit(0)'", *QUIET)
     del sys.modules["leaving"]
-    assert done.code == 2
-    assert "sys.exit(0)" in done.err
+    assert outcome.code == 2
+    assert "sys.exit(0)" in outcome.err
     assert not Path("outputs").exists()
 
 
@@ -295,10 +297,10 @@ def test_a_killed_worker_fails_the_run_in_a_sentence(command: Callable[..., Any]
         "    return Splits(Rows(), None, None, DataSpec('vector', (1,), 'regression', 1))\n"
     )
     words = ("data._target_=deadly.rows", "data.loader=workers", "data.num_workers=1", "data.val_fraction=0")
-    done = command(*words, "model=linear", "data.shuffle=false", "data.batch_size=8", "hydra.run.dir=run", *QUIET)
-    assert done.code == 1, done.out + done.err
-    assert "Traceback" not in done.err
-    assert "worker" in done.err
+    outcome = command(*words, "model=linear", "data.shuffle=false", "data.batch_size=8", "hydra.run.dir=run", *QUIET)
+    assert outcome.code == 1, outcome.out + outcome.err
+    assert "Traceback" not in outcome.err
+    assert "worker" in outcome.err
     assert json.loads((tmp_path / "run/result.json").read_text())["status"] == "failed"
     assert "Traceback" in (tmp_path / "run/run.log").read_text()
 
@@ -311,8 +313,8 @@ def test_in_a_sweep_the_first_ctrl_c_ends_this_job_and_the_sweep(
     module, function, nth, words = PHASES[phase]
     interrupt_at_call(module, function, nth, lambda: signal.raise_signal(signal.SIGINT))
     # A sweep draws no pictures of a job that nobody asks for.
-    done = dlrun("-m", *words, "seed=0,1,2", "hydra.sweep.dir=sweep", "figures=true")
-    assert done.code == 130, done.err
+    outcome = dlrun("-m", *words, "seed=0,1,2", "hydra.sweep.dir=sweep", "figures=true")
+    assert outcome.code == 130, outcome.err
     (only,) = Path("sweep").glob("*/result.json")
     assert json.loads(only.read_text())["status"] == ("completed" if phase == "figures" else "interrupted")
     assert dlrun("resume", str(only.parent)).code == 0

@@ -53,9 +53,9 @@ def test_the_list_has_the_name_of_a_folder_that_lacks_it(dlrun: Callable[..., An
 @pytest.mark.parametrize("name", ["../../up", "..", "/etc/passwd", "a\x1b[31mb\nc", "😀" * 300, "漢" * 300, "''"])
 def test_odd_names_make_one_folder_of_today(dlrun: Callable[..., Any], name: str, tmp_path: Path) -> None:
     quoted = name if name == "''" else json.dumps(name, ensure_ascii=False)
-    done = dlrun(*QUICK, "trainer.max_steps=1", "figures=false", f"run.name={quoted}")
-    assert done.code == 0, done.err
-    assert done.folder.resolve().parent.parent == (tmp_path / "outputs").resolve()
+    outcome = dlrun(*QUICK, "trainer.max_steps=1", "figures=false", f"run.name={quoted}")
+    assert outcome.code == 0, outcome.err
+    assert outcome.folder.resolve().parent.parent == (tmp_path / "outputs").resolve()
     listed = dlrun("ls", "runs")
     assert (listed.code, listed.err) == (0, "")
     assert "\x1b" not in listed.out
@@ -96,10 +96,10 @@ def test_resume_auto_finds_a_run_of_another_name(dlrun: Callable[..., Any]) -> N
     ],
 )
 def test_wrong_labels_are_sentences(dlrun: Callable[..., Any], word: str, message: str) -> None:
-    done = dlrun(*QUICK, word)
-    assert done.code == 2
-    assert message in done.err
-    assert "Traceback" not in done.err
+    outcome = dlrun(*QUICK, word)
+    assert outcome.code == 2
+    assert message in outcome.err
+    assert "Traceback" not in outcome.err
     assert not Path("outputs").exists()
 
 

@@ -29,8 +29,8 @@ class Screen:
 
     def tmux(self, *words: str) -> str:
         socket = str(self.folder / "tmux.socket")
-        done = subprocess.run(["tmux", "-S", socket, *words], capture_output=True, text=True, check=True)
-        return done.stdout
+        outcome = subprocess.run(["tmux", "-S", socket, *words], capture_output=True, text=True, check=True)
+        return outcome.stdout
 
     def watch(self, command: str, width: int, height: int) -> tuple[list[str], str]:
         """Run a command; returns the screens while it ran, and all that the terminal holds at the end."""

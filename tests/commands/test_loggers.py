@@ -73,20 +73,20 @@ def test_without_a_logger_a_run_is_the_same_and_all_else_works(dlrun: Callable[.
 
     assert list_events(with_board.folder)
     assert "tensorboard --logdir outputs" in with_board.out
-    for done in without:
-        assert done.code == 0
-        assert not list_events(done.folder)
-        assert "tensorboard" not in done.out
+    for outcome in without:
+        assert outcome.code == 0
+        assert not list_events(outcome.folder)
+        assert "tensorboard" not in outcome.out
         for key in ("config_hash", "weights_sha256", "warnings", "metrics"):
-            assert done.result[key] == with_board.result[key], key
-        assert done.rows == with_board.rows
-        if done is without[1]:
+            assert outcome.result[key] == with_board.result[key], key
+        assert outcome.rows == with_board.rows
+        if outcome is without[1]:
             continue
         pictures = {path.name for path in (with_board.folder / "figures").iterdir()}
-        assert {path.name for path in (done.folder / "figures").iterdir()} == pictures
-        assert (done.folder / "report.html").is_file()
+        assert {path.name for path in (outcome.folder / "figures").iterdir()} == pictures
+        assert (outcome.folder / "report.html").is_file()
 
-    folders = [str(done.folder) for done in runs]
+    folders = [str(outcome.folder) for outcome in runs]
     compared = dlrun("compare", *folders)
     assert compared.code == 0, compared.err
     assert "logger" not in compared.out
@@ -115,17 +115,17 @@ def test_a_table_of_a_resumed_run_is_that_of_an_undisturbed_one(dlrun: Callable[
 def test_a_logger_is_for_training(dlrun: Callable[..., Any]) -> None:
     dlrun(*QUICK, HERE, "logger=csv")
     for words in (("eval", "run", "logger=none"), ("export", "run", "logger.csv.x=1")):
-        done = dlrun(*words)
-        assert done.code == 2
-        assert f"{words[2]} is for training" in done.err
+        outcome = dlrun(*words)
+        assert outcome.code == 2
+        assert f"{words[2]} is for training" in outcome.err
     assert dlrun("export", "run", "format=python").code == 0
 
 
 @pytest.mark.slow
 def test_a_resumed_run_may_have_other_loggers(dlrun: Callable[..., Any]) -> None:
     dlrun(*QUICK, HERE, "logger=none")
-    done = dlrun("resume", "run", "trainer.epochs=3", "logger=[tensorboard,csv]")
-    assert done.code == 0, done.err
+    outcome = dlrun("resume", "run", "trainer.epochs=3", "logger=[tensorboard,csv]")
+    assert outcome.code == 0, outcome.err
     with Path("run/metrics.csv").open() as file:
         assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2", "3"]
     assert list_events(Path("run"))
@@ -135,8 +135,8 @@ def test_a_resumed_run_may_have_other_loggers(dlrun: Callable[..., Any]) -> None
 def test_a_logger_of_the_users_own_is_told_all_and_goes_on(dlrun: Callable[..., Any]) -> None:
     Path("mine.py").write_text(MINE)
     words = (*QUICK, HERE, "logger=csv", "+logger.mine._target_=mine.Lines")
-    done = dlrun(*words, "data=digits", "data.limit_batches=2")
-    assert done.code == 0, done.err
+    outcome = dlrun(*words, "data=digits", "data.limit_batches=2")
+    assert outcome.code == 0, outcome.err
     calls = [json.loads(line) for line in Path("lines.txt").read_text().splitlines()]
     assert calls[0] == ["start", 1, "run", None]
     assert calls[1] == ["hyperparameters", "mlp", 0.001]
@@ -163,16 +163,18 @@ def test_a_logger_of_the_users_own_is_told_all_and_goes_on(dlrun: Callable[..., 
 @pytest.mark.parametrize("background", [False, True])
 def test_a_logger_that_fails_costs_a_note(dlrun: Callable[..., Any], fails_at: str, background: bool) -> None:
     Path("mine.py").write_text(MINE + f"\n\nclass Other(Lines):\n    in_background = {background}\n")
-    done = dlrun(*QUICK, HERE, "logger=none", "+logger.mine._target_=mine.Other", f"+logger.mine.fails_at={fails_at}")
-    assert done.code == 0, done.err
-    assert done.err == ""
-    assert done.result["status"] == "completed"
+    outcome = dlrun(
+        *QUICK, HERE, "logger=none", "+logger.mine._target_=mine.Other", f"+logger.mine.fails_at={fails_at}"
+    )
+    assert outcome.code == 0, outcome.err
+    assert outcome.err == ""
+    assert outcome.result["status"] == "completed"
 
-    lines = [line for line in done.out.splitlines() if "no paper left" in line]
+    lines = [line for line in outcome.out.splitlines() if "no paper left" in line]
     told_live = [line for line in lines if not line.startswith("note:")]
     assert len(told_live) <= 1
     assert all("mine.py, line" in line for line in lines)
-    noted = [note for note in done.result["warnings"] if note.startswith("logger mine:")]
+    noted = [note for note in outcome.result["warnings"] if note.startswith("logger mine:")]
     # After result.json only the terminal and run.log can tell.
     assert len(noted) == (fails_at != "finish")
     assert len(lines) == len(noted) + len(told_live)
@@ -196,10 +198,10 @@ def test_mistakes_are_one_sentence_before_anything_is_written(
     dlrun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, words: list[str], sentence: str
 ) -> None:
     monkeypatch.setitem(sys.modules, "mlflow", None)
-    done = dlrun(*QUICK, *words)
-    assert done.code == 2
-    assert sentence in done.err
-    assert len(done.err.splitlines()) == 1
+    outcome = dlrun(*QUICK, *words)
+    assert outcome.code == 2
+    assert sentence in outcome.err
+    assert len(outcome.err.splitlines()) == 1
     assert not Path("outputs").exists()
 
 

@@ -43,8 +43,8 @@ def test_metrics_tables_and_predictions_are_scikit_learns(dlrun: Callable[..., A
     words = ("optimizer.lr=0.03", "trainer.epochs=4", "hydra.run.dir=run")
     by_row = "{_target_: sklearn.metrics.f1_score, average: samples, _name_: by_row}"
     more = f"task.metrics=[accuracy,exact_match,macro_f1,micro_f1,auroc,{by_row}]"
-    done = dlrun(*QUIET, *FILMS, *words, more)
-    assert done.code == 0, done.err
+    outcome = dlrun(*QUIET, *FILMS, *words, more)
+    assert outcome.code == 0, outcome.err
     done_eval = dlrun("eval", "run")
     assert "the same as recorded in training, to the last bit" in done_eval.out, done_eval.err
     (folder,) = Path("run/eval").iterdir()
@@ -63,7 +63,7 @@ def test_metrics_tables_and_predictions_are_scikit_learns(dlrun: Callable[..., A
         "auroc": metrics.roc_auc_score(true[:, varying], probabilities[:, varying], average="macro"),
         "by_row": metrics.f1_score(true, predicted, average="samples", zero_division=0),
     }
-    test_metrics = {name: done.result["metrics"][f"test/{name}"] for name in truth}
+    test_metrics = {name: outcome.result["metrics"][f"test/{name}"] for name in truth}
     assert test_metrics == pytest.approx(truth, rel=1e-5)
 
     precision, recall, f1, support = metrics.precision_recall_fscore_support(true, predicted, zero_division=0)
@@ -75,8 +75,8 @@ def test_metrics_tables_and_predictions_are_scikit_learns(dlrun: Callable[..., A
         assert cells == pytest.approx([column[number] for column in (precision, recall, f1, support)])
 
     # The labels of a row by name, and the same numbers from every door.
-    done = dlrun("predict", "run", "films.csv", "--format", "jsonl")
-    answers = [json.loads(line) for line in done.out.splitlines()]
+    outcome = dlrun("predict", "run", "films.csv", "--format", "jsonl")
+    answers = [json.loads(line) for line in outcome.out.splitlines()]
     by_line = {answer["input"]: answer for answer in answers}
     for row, holds in zip(rows, predicted, strict=True):
         answer = by_line[f"films.csv:{row['line']}"]
@@ -112,8 +112,8 @@ def test_it_trains_as_a_loop_of_torch(words: tuple[str, ...], losses: nn.Module,
         "model.hidden_sizes=[6]",
         "trainer.epochs=20",
     )
-    done = dlrun(*QUIET, *FILMS, *common, *words, "hydra.run.dir=run")
-    assert done.code == 0, done.err
+    outcome = dlrun(*QUIET, *FILMS, *common, *words, "hydra.run.dir=run")
+    assert outcome.code == 0, outcome.err
 
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).double()
@@ -127,7 +127,7 @@ def test_it_trains_as_a_loop_of_torch(words: tuple[str, ...], losses: nn.Module,
         loss.backward()
         optimizer.step()
         expected.append(loss.item())
-    assert [row["train/loss"] for row in done.rows] == pytest.approx(expected, rel=1e-12)
+    assert [row["train/loss"] for row in outcome.rows] == pytest.approx(expected, rel=1e-12)
     weights = load(Path("run/checkpoints/last.pt"))["model"]
     for mine, theirs in zip(weights.values(), net.state_dict().values(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
@@ -139,8 +139,8 @@ def test_a_run_cut_off_in_an_epoch_goes_on_to_the_bit(dlrun: Callable[..., Any])
     words = (*QUIET, *FILMS, "data.batch_size=16", "model.dropout=0.2", "trainer.epochs=3")
     assert dlrun(*words, "hydra.run.dir=undisturbed").code == 0
     assert dlrun(*words, "trainer.max_steps=9", "hydra.run.dir=cut").code == 0
-    done = dlrun("resume", "cut", "trainer.max_steps=null")
-    assert done.code == 0, done.err
+    outcome = dlrun("resume", "cut", "trainer.max_steps=null")
+    assert outcome.code == 0, outcome.err
     assert Path("cut/metrics.jsonl").read_text() == Path("undisturbed/metrics.jsonl").read_text()
     one, two = (load(Path(name, "checkpoints", "last.pt"))["model"] for name in ("cut", "undisturbed"))
     assert all(torch.equal(one[key], two[key]) for key in two)
@@ -156,8 +156,8 @@ def test_arrays_and_exports_know_the_labels(dlrun: Callable[..., Any]) -> None:
     # The words of the data alone will do.
     for name, more in (("run", "task=multilabel"), ("same", "data.task=multilabel")):
         figures = "true" if name == "run" else "false"
-        done = dlrun("tracking.graph=false", f"figures={figures}", *words, more, f"hydra.run.dir={name}")
-        assert done.code == 0, done.err
+        outcome = dlrun("tracking.graph=false", f"figures={figures}", *words, more, f"hydra.run.dir={name}")
+        assert outcome.code == 0, outcome.err
     assert Path("run/metrics.jsonl").read_text() == Path("same/metrics.jsonl").read_text()
     assert sorted(path.name for path in Path("run/figures").iterdir()) == ["loss.png", "samples.png"]
 
@@ -165,8 +165,8 @@ def test_arrays_and_exports_know_the_labels(dlrun: Callable[..., Any]) -> None:
     about = json.loads(Path("run/export/safetensors/model.json").read_text())
     expected = ("multilabel", "sigmoid", ["left", "right"])
     assert (about["task"], about["output_to_probability"], about["class_names"]) == expected
-    done = dlrun("export", "same", "format=python")
-    assert (done.code, "several labels a row" in done.err) == (2, True)
+    outcome = dlrun("export", "same", "format=python")
+    assert (outcome.code, "several labels a row" in outcome.err) == (2, True)
 
 
 @pytest.mark.slow
@@ -181,12 +181,12 @@ def test_other_tables_may_have_their_labels_in_another_order(dlrun: Callable[...
     second = dlrun("eval", "run", "data.path=other.csv", "data.target=[crime,other,comedy,drama]")
     assert second.code == 0, second.err
     numbers = []
-    for done in (first, second):
-        numbers.append([line.split()[1] for line in done.out.splitlines() if line.strip().startswith("all/")])
+    for outcome in (first, second):
+        numbers.append([line.split()[1] for line in outcome.out.splitlines() if line.strip().startswith("all/")])
     assert numbers[0] == numbers[1]
     assert len(numbers[0]) == 5
-    done = dlrun("eval", "run", "data.path=other.csv", "data.target=[crime,other]")
-    assert "was trained for the labels drama, comedy" in done.err
+    outcome = dlrun("eval", "run", "data.path=other.csv", "data.target=[crime,other]")
+    assert "was trained for the labels drama, comedy" in outcome.err
 
 
 @pytest.mark.parametrize(
@@ -218,9 +218,9 @@ def test_other_tables_may_have_their_labels_in_another_order(dlrun: Callable[...
 )
 def test_a_mistake_is_a_sentence(words: tuple[str, ...], sentence: str, dlrun: Callable[..., Any]) -> None:
     write_films(20)
-    done = dlrun(*QUIET, *words, "hydra.run.dir=run")
-    assert (done.code, done.err.count("\n")) == (2, 1), done.err
-    assert sentence in done.err
+    outcome = dlrun(*QUIET, *words, "hydra.run.dir=run")
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1), outcome.err
+    assert sentence in outcome.err
     assert not Path("run").exists()
 
 
@@ -242,16 +242,16 @@ def test_labels_of_ones_own_are_checked_row_by_row(dlrun: Callable[..., Any]) ->
     Path("own_labels.py").write_text(OWN)
     words = (*QUIET, "data._target_=own_labels.films", "model=linear", "trainer.epochs=1", "data.val_fraction=0")
     assert dlrun(*words, "task.loss=focal", "task.loss_args={gamma:1,alpha:0.3}").code == 0
-    done = dlrun(*words, "+data.value=2")
-    assert "row 7 of train has a target of 2 for label 'down', and multilabel takes 0 and 1" in done.err
-    done = dlrun(*words, "+data.size=1")
-    assert "takes (rows, 1), 0 or 1 a label" in done.err
+    outcome = dlrun(*words, "+data.value=2")
+    assert "row 7 of train has a target of 2 for label 'down', and multilabel takes 0 and 1" in outcome.err
+    outcome = dlrun(*words, "+data.size=1")
+    assert "takes (rows, 1), 0 or 1 a label" in outcome.err
 
 
 @pytest.mark.slow
 def test_a_sweep_of_labels_is_ranked_by_a_metric_of_theirs(dlrun: Callable[..., Any]) -> None:
     write_films(80)
     words = ("trainer.epochs=2", "model=linear,mlp", "seed=0,1", "checkpoint.monitor=val/micro_f1")
-    done = dlrun("-m", *QUIET, *FILMS, *words, "sweep.dir=sweep")
-    assert done.code == 0, done.err
+    outcome = dlrun("-m", *QUIET, *FILMS, *words, "sweep.dir=sweep")
+    assert outcome.code == 0, outcome.err
     assert "val/micro_f1" in Path("sweep/comparison.csv").read_text()

@@ -83,8 +83,8 @@ def test_it_trains_as_a_loop_of_torch_with_a_loss_each(two: Callable[..., Any]) 
     common = ("data.val_fraction=0", "data.shuffle=false", "data.batch_size=80", "device.precision=fp64")
     common += ("optimizer=sgd", "optimizer.lr=0.1", "trainer.epochs=20")
     chosen = ("task.losses={angle: huber, odd: focal}", "task.weights={angle: 0.1, odd: 2}")
-    done = two(*QUIET, *HEADS, *common, *chosen, "hydra.run.dir=run")
-    assert done.code == 0, done.err
+    outcome = two(*QUIET, *HEADS, *common, *chosen, "hydra.run.dir=run")
+    assert outcome.code == 0, outcome.err
     # A tuple in the order of the spec is the same.
     assert two(*QUIET, *HEADS, *common, *chosen, "+model.kind=tuple", "hydra.run.dir=tuple").code == 0
     assert Path("run/metrics.jsonl").read_text() == Path("tuple/metrics.jsonl").read_text()
@@ -110,7 +110,7 @@ def test_it_trains_as_a_loop_of_torch_with_a_loss_each(two: Callable[..., Any]) 
         optimizer.step()
         expected.append([loss.item(), *(part.item() for part in losses)])
     names = ("loss", "digit_loss", "angle_loss", "odd_loss")
-    part_losses = [[row[f"train/{name}"] for name in names] for row in done.rows]
+    part_losses = [[row[f"train/{name}"] for name in names] for row in outcome.rows]
     assert np.allclose(part_losses, expected, rtol=1e-12)
     for mine, theirs in zip(weights_of("run").values(), net.state_dict().values(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
@@ -122,8 +122,8 @@ def test_outputs_have_metrics_and_class_weights_of_their_own(two: Callable[..., 
 
     chosen = ("task.metrics={digit: [accuracy, auroc, cohen_kappa], angle: [rmse]}", "data.batch_size=16")
     chosen += ("task.class_weights={digit: balanced, odd: [1, 3]}", "trainer.epochs=2")
-    done = two(*QUIET, *HEADS, *chosen, "checkpoint.monitor=val/digit_auroc", "hydra.run.dir=run")
-    assert done.code == 0, done.err
+    outcome = two(*QUIET, *HEADS, *chosen, "checkpoint.monitor=val/digit_auroc", "hydra.run.dir=run")
+    assert outcome.code == 0, outcome.err
     saved = package.load("run", trusted_modules="two_outputs")
     test = saved.splits.test
     y = test.targets
@@ -146,15 +146,15 @@ def test_outputs_have_metrics_and_class_weights_of_their_own(two: Callable[..., 
         "digit_cohen_kappa": metrics.cohen_kappa_score(y[:, 0], logits.argmax(1)),
         "angle_rmse": float(losses["angle_loss"].sqrt()),
     }
-    result = done.result["metrics"]
+    result = outcome.result["metrics"]
     assert {name: result[f"test/{name}"] for name in truth} == pytest.approx(truth, rel=1e-5)
     assert "test/angle_mse" not in result
     # Over the batches of an epoch too, where a mean with weights is not the mean of the batches'.
-    row = done.rows[-1]
+    row = outcome.rows[-1]
     assert row["train/loss"] == pytest.approx(sum(row[f"train/{name}"] for name in losses), rel=1e-6)
     assert "test/odd_f1" in result
-    done = two("eval", "run", "trusted_modules=[two_outputs]")
-    assert "the same as recorded in training, to the last bit" in done.out, done.err
+    outcome = two("eval", "run", "trusted_modules=[two_outputs]")
+    assert "the same as recorded in training, to the last bit" in outcome.out, outcome.err
 
 
 @pytest.mark.slow
@@ -162,13 +162,13 @@ def test_metrics_and_tables_of_each_output_are_scikit_learns(two: Callable[..., 
     from sklearn import metrics
 
     words = ("model=mlp", "optimizer.lr=0.02", "trainer.epochs=3", "checkpoint.monitor=val/digit_accuracy")
-    done = two(*QUIET, *DATA, *words, "hydra.run.dir=run")
-    assert done.code == 0, done.err
-    assert done.result["best"]["metric"] == "val/digit_accuracy"
+    outcome = two(*QUIET, *DATA, *words, "hydra.run.dir=run")
+    assert outcome.code == 0, outcome.err
+    assert outcome.result["best"]["metric"] == "val/digit_accuracy"
     assert load(Path("run/checkpoints/last.pt"))["config"]["task"]["losses"] is None
 
-    done = two("eval", "run", "trusted_modules=[two_outputs]")
-    assert "the same as recorded in training, to the last bit" in done.out, done.err
+    outcome = two("eval", "run", "trusted_modules=[two_outputs]")
+    assert "the same as recorded in training, to the last bit" in outcome.out, outcome.err
     (folder,) = Path("run/eval").iterdir()
     with (folder / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -195,13 +195,13 @@ def test_metrics_and_tables_of_each_output_are_scikit_learns(two: Callable[..., 
     assert result["baseline"]["test/angle_mse"] == pytest.approx(mean_error, rel=1e-6)
 
     row = ",".join("1" for _ in range(4))
-    done = two("predict", "run", row, "--format", "jsonl", "trusted_modules=[two_outputs]")
-    answer = json.loads(done.out)
+    outcome = two("predict", "run", row, "--format", "jsonl", "trusted_modules=[two_outputs]")
+    answer = json.loads(outcome.out)
     assert set(answer["prediction"]) == {"digit", "angle", "odd"}
     assert set(answer["probabilities"]) == {"digit", "odd"}
-    done = two("predict", "run", row, "--format", "csv", "trusted_modules=[two_outputs]")
+    outcome = two("predict", "run", row, "--format", "csv", "trusted_modules=[two_outputs]")
     header = "input,prediction_digit,probability_digit,prediction_angle_0,prediction_angle_1,prediction_odd,"
-    assert done.out.startswith(header), done.out
+    assert outcome.out.startswith(header), outcome.out
     assert two("predict", "run", row, "trusted_modules=[two_outputs]").code == 0
     saved = package.load("run", trusted_modules="two_outputs")
     assert saved.predict(torch.ones(1, 4)).labels[0].startswith(f"digit {answer['prediction']['digit']} (")
@@ -211,8 +211,8 @@ def test_metrics_and_tables_of_each_output_are_scikit_learns(two: Callable[..., 
     columns = [(column["name"], column["from"], column["to"]) for column in about["columns"]]
     assert columns == [("digit", 0, 3), ("angle", 3, 5), ("odd", 5, 6)]
     assert [column["output_to_probability"] for column in about["columns"]] == ["softmax", None, "sigmoid"]
-    done = two("export", "run", "format=python", "trusted_modules=[two_outputs]")
-    assert (done.code, "a training of several outputs" in done.err) == (2, True)
+    outcome = two("export", "run", "format=python", "trusted_modules=[two_outputs]")
+    assert (outcome.code, "a training of several outputs" in outcome.err) == (2, True)
 
 
 @pytest.mark.slow
@@ -220,8 +220,8 @@ def test_a_run_cut_off_in_an_epoch_goes_on_to_the_bit(two: Callable[..., Any]) -
     words = (*QUIET, *HEADS, "data.batch_size=16", "trainer.epochs=3", "task.weights={angle: 0.1}")
     assert two(*words, "hydra.run.dir=undisturbed").code == 0
     assert two(*words, "trainer.max_steps=7", "hydra.run.dir=cut").code == 0
-    done = two("resume", "cut", "trainer.max_steps=null", "trusted_modules=[two_outputs]")
-    assert done.code == 0, done.err
+    outcome = two("resume", "cut", "trainer.max_steps=null", "trusted_modules=[two_outputs]")
+    assert outcome.code == 0, outcome.err
     assert Path("cut/metrics.jsonl").read_text() == Path("undisturbed/metrics.jsonl").read_text()
     one, other = weights_of("cut"), weights_of("undisturbed")
     assert all(torch.equal(one[key], other[key]) for key in other)
@@ -233,18 +233,18 @@ def test_several_columns_of_a_table_are_an_output_each(data: str, dlrun: Callabl
     lines = [f"{i % 7},{i % 5},{(i % 7) * 1.5 - i % 5},{'abc'[i % 3]}" for i in range(60)]
     Path("rows.csv").write_text("a,b,price,kind\n" + "\n".join(lines) + "\n")
     words = (f"data={data}", "data.path=rows.csv", "data.target=[price,kind]", "trainer.epochs=2")
-    done = dlrun(*QUIET, *words, "task.losses={price: l1}", "hydra.run.dir=run")
-    assert done.code == 0, done.err
-    assert "were taken for regression (price), multiclass (kind)" in done.out
-    assert {"val/price_mae", "val/kind_accuracy", "val/loss"} <= set(done.rows[-1])
+    outcome = dlrun(*QUIET, *words, "task.losses={price: l1}", "hydra.run.dir=run")
+    assert outcome.code == 0, outcome.err
+    assert "were taken for regression (price), multiclass (kind)" in outcome.out
+    assert {"val/price_mae", "val/kind_accuracy", "val/loss"} <= set(outcome.rows[-1])
     assert dlrun("eval", "run").code == 0
     answers = [json.loads(line) for line in dlrun("predict", "run", "rows.csv", "--format", "jsonl").out.splitlines()]
     assert (len(answers), answers[4]["label"]) == (60, "2.0, b")
     Path("other.csv").write_text("a,b,price,kind\n1,2,3.5,a\n2,1,4.5,b\n")
-    done = dlrun("eval", "run", "data.path=other.csv")
+    outcome = dlrun("eval", "run", "data.path=other.csv")
     assert (
-        done.code,
-        "was trained for the outputs price (regression), kind (multiclass of a, b, c)" in done.err,
+        outcome.code,
+        "was trained for the outputs price (regression), kind (multiclass of a, b, c)" in outcome.err,
     ) == (2, True)
 
 
@@ -285,9 +285,9 @@ def test_several_columns_of_a_table_are_an_output_each(data: str, dlrun: Callabl
     ],
 )
 def test_a_mistake_is_a_sentence(words: tuple[str, ...], sentence: str, two: Callable[..., Any]) -> None:
-    done = two(*QUIET, *words, "hydra.run.dir=run")
-    assert (done.code, done.err.count("\n")) == (2, 1), done.err
-    assert sentence in done.err
+    outcome = two(*QUIET, *words, "hydra.run.dir=run")
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1), outcome.err
+    assert sentence in outcome.err
     assert not Path("run").exists()
 
 
@@ -304,13 +304,13 @@ def scenes():
 
 def test_segmentation_is_refused_in_a_sentence(dlrun: Callable[..., Any]) -> None:
     Path("scenes.py").write_text(SCENES)
-    done = dlrun(*QUIET, "data._target_=scenes.scenes", "model=linear")
-    assert (done.code, "segmentation, is nothing that dlrun trains" in done.err) == (2, True)
+    outcome = dlrun(*QUIET, "data._target_=scenes.scenes", "model=linear")
+    assert (outcome.code, "segmentation, is nothing that dlrun trains" in outcome.err) == (2, True)
 
 
 @pytest.mark.slow
 def test_the_network_in_onnx_has_the_outputs_side_by_side(two: Callable[..., Any]) -> None:
     assert two(*QUIET, *HEADS, "trainer.epochs=1", "hydra.run.dir=run").code == 0
-    done = two("export", "run", "format=onnx", "trusted_modules=[two_outputs]")
-    assert done.code == 0, done.err
-    assert "rows of test: at most" in done.out
+    outcome = two("export", "run", "format=onnx", "trusted_modules=[two_outputs]")
+    assert outcome.code == 0, outcome.err
+    assert "rows of test: at most" in outcome.out

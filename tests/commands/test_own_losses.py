@@ -90,8 +90,8 @@ def test_balanced_weights_are_those_of_scikit_learn(dlrun: Callable[..., Any]) -
 
     Path("rows.csv").write_text("a,y\n" + "".join(f"{i % 7},{'abbccc'[i % 6]}\n" for i in range(120)))
     words = ("data=csv", "data.path=rows.csv", "data.target=y", "trainer.epochs=1", "data.val_fraction=0")
-    done = dlrun(*QUIET, *words, "task.class_weights=balanced", "hydra.run.dir=run")
-    assert done.code == 0, done.err
+    outcome = dlrun(*QUIET, *words, "task.class_weights=balanced", "hydra.run.dir=run")
+    assert outcome.code == 0, outcome.err
     state = load(Path("run/checkpoints/last.pt"))
     assert state["rows"] < 120
 
@@ -101,8 +101,8 @@ def test_balanced_weights_are_those_of_scikit_learn(dlrun: Callable[..., Any]) -
     truth = compute_class_weight("balanced", classes=np.arange(3), y=targets)
     assert state["class_weights"] == pytest.approx(truth.tolist(), rel=1e-12)
     # The weights of training count on other data, too.
-    done = dlrun("eval", "run", "split=train", "data.train_rows=9", "figures=false")
-    assert done.code == 0, done.err
+    outcome = dlrun("eval", "run", "split=train", "data.train_rows=9", "figures=false")
+    assert outcome.code == 0, outcome.err
     assert dlrun("predict", "run", "rows.csv").code == 0
 
 
@@ -116,8 +116,8 @@ def test_a_loss_with_weights_of_its_own_is_trained_saved_and_resumed(run_with_lo
         "trainer.epochs=3",
     )
     words = (*QUIET, *words, "optimizer=momentum", "trainer.grad_clip_norm=0.5")
-    done = run_with_losses(*words, "hydra.run.dir=undisturbed")
-    assert done.code == 0, done.err
+    outcome = run_with_losses(*words, "hydra.run.dir=undisturbed")
+    assert outcome.code == 0, outcome.err
     reference = load(Path("undisturbed/checkpoints/last.pt"))
     assert int(reference["loss"]["batches"]) == 12
     assert reference["loss"]["scale"].dtype == torch.float64
@@ -126,16 +126,16 @@ def test_a_loss_with_weights_of_its_own_is_trained_saved_and_resumed(run_with_lo
     # In the middle of an epoch.
     assert run_with_losses(*words, "trainer.max_steps=6", "hydra.run.dir=cut").code == 0
     assert run_with_losses("resume", "cut", "trainer.max_steps=12").code == 2
-    done = run_with_losses("resume", "cut", "trainer.max_steps=12", "trusted_modules=[MINE]")
-    assert done.code == 0, done.err
+    outcome = run_with_losses("resume", "cut", "trainer.max_steps=12", "trusted_modules=[MINE]")
+    assert outcome.code == 0, outcome.err
     resumed = load(Path("cut/checkpoints/last.pt"))
     for part in ("model", "loss"):
         for key, value in reference[part].items():
             assert torch.equal(value, resumed[part][key]), key
     assert Path("cut/metrics.jsonl").read_text() == Path("undisturbed/metrics.jsonl").read_text()
 
-    done = run_with_losses("eval", "cut", "split=val", "figures=false", "trusted_modules=[MINE]")
-    assert "the same as recorded in training, to the last bit" in done.out, done.err
+    outcome = run_with_losses("eval", "cut", "split=val", "figures=false", "trusted_modules=[MINE]")
+    assert "the same as recorded in training, to the last bit" in outcome.out, outcome.err
     assert run_with_losses("export", "cut", "format=python", "trusted_modules=[MINE]").code == 2
 
 
@@ -173,9 +173,9 @@ def test_a_loss_that_cannot_be_is_a_sentence(
     words: tuple[str, ...], sentence: str, run_with_losses: Callable[..., Any]
 ) -> None:
     data = () if any(word.startswith("data=") for word in words) else ("data=digits",)
-    done = run_with_losses(*QUIET, *data, *words, "hydra.run.dir=run")
-    assert (done.code, done.err.count("\n")) == (2, 1), done.err
-    assert sentence in done.err
+    outcome = run_with_losses(*QUIET, *data, *words, "hydra.run.dir=run")
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1), outcome.err
+    assert sentence in outcome.err
     assert not Path("run").exists()
 
 
@@ -187,8 +187,8 @@ def test_functions_and_classes_of_torch_take_arguments(run_with_losses: Callable
     )
     assert run_with_losses(*words, "hydra.run.dir=mse").code == 0
     assert_close("own", "mse")
-    done = run_with_losses(*words, "task.loss=torch.nn.MultiLabelSoftMarginLoss", "hydra.run.dir=soft")
-    assert done.code == 0, done.err
+    outcome = run_with_losses(*words, "task.loss=torch.nn.MultiLabelSoftMarginLoss", "hydra.run.dir=soft")
+    assert outcome.code == 0, outcome.err
     assert run_with_losses("eval", "soft", "figures=false").code == 0
 
 
@@ -204,12 +204,12 @@ def test_a_poisson_regression_predicts_counts(dlrun: Callable[..., Any]) -> None
         "model=linear",
         "optimizer=lbfgs",
     )
-    done = dlrun(*QUIET, *words, "task.loss=poisson", "trainer.epochs=3", "data.batch_size=200", "hydra.run.dir=run")
-    assert done.code == 0, done.err
+    outcome = dlrun(*QUIET, *words, "task.loss=poisson", "trainer.epochs=3", "data.batch_size=200", "hydra.run.dir=run")
+    assert outcome.code == 0, outcome.err
     result = json.loads(Path("run/result.json").read_text())
     assert result["metrics"]["train/r2"] > 0.9
-    done = dlrun("eval", "run")
-    assert "to the last bit" in done.out
+    outcome = dlrun("eval", "run")
+    assert "to the last bit" in outcome.out
     assert dlrun("predict", "run", "rows.csv", "format=csv").code == 0
     assert dlrun("export", "run", "format=safetensors").code == 0
     description = json.loads(next(Path("run").rglob("model.json")).read_text())
@@ -219,8 +219,8 @@ def test_a_poisson_regression_predicts_counts(dlrun: Callable[..., Any]) -> None
 @pytest.mark.slow
 def test_the_learning_rate_test_leaves_a_loss_as_it_was(run_with_losses: Callable[..., Any]) -> None:
     words = ("data=blobs", "model=linear", "task.loss=MINE.Tempered", "data.batch_size=50")
-    done = run_with_losses("check", "lr", *QUIET, *words)
-    assert done.code == 0, done.err
+    outcome = run_with_losses("check", "lr", *QUIET, *words)
+    assert outcome.code == 0, outcome.err
 
 
 @pytest.mark.slow
@@ -252,8 +252,8 @@ class Share:
     kill_at_save(15, *words, "hydra.run.dir=killed")
     assert not Path("killed/result.json").exists()
 
-    done = run_with_losses("resume", "killed", f"trusted_modules=[{name}]")
-    assert done.code == 0, done.err
+    outcome = run_with_losses("resume", "killed", f"trusted_modules=[{name}]")
+    assert outcome.code == 0, outcome.err
     one, two = (load(Path(folder) / "checkpoints" / "last.pt") for folder in ("undisturbed", "killed"))
     for part in ("model", "loss"):
         assert all(torch.equal(one[part][key], two[part][key]) for key in one[part])
@@ -264,11 +264,11 @@ class Share:
 @pytest.mark.parametrize("word", ["task.loss_args.gamma=3", "+task.loss_args.gamma=3", "++task.loss_args.gamma=3"])
 def test_an_argument_of_a_loss_needs_no_plus(dlrun: Callable[..., Any], word: str) -> None:
     words = ("data=blobs", "model=mlp", "task.loss=focal", "trainer.epochs=1", "tracking.graph=false", "figures=false")
-    done = dlrun(*words, word)
-    assert done.code == 0, done.err
+    outcome = dlrun(*words, word)
+    assert outcome.code == 0, outcome.err
     reference = dlrun(*words, "task.loss_args={gamma:3}")
-    assert done.result["weights_sha256"] == reference.result["weights_sha256"]
-    assert done.result["config_hash"] == reference.result["config_hash"]
+    assert outcome.result["weights_sha256"] == reference.result["weights_sha256"]
+    assert outcome.result["config_hash"] == reference.result["config_hash"]
 
     wrong = dlrun(*words, word.replace("gamma", "gama"))
     assert (wrong.code, wrong.out) == (2, "")

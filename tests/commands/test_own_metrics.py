@@ -92,8 +92,8 @@ def test_named_metrics_are_those_of_scikit_learn_on_every_split(run_with_metrics
         "{_target_:fbeta,beta:0.5},{_target_:fbeta,beta:2,_name_:f_two},MINE.specificity,{_target_:MINE.brier,scale:2},"
         "MINE.margin,{_target_:MINE.Share,of:0}]"
     )
-    done = run_with_metrics(*QUIET, *BLOBS, "trainer.epochs=2", f"task.metrics={chosen}", "hydra.run.dir=run")
-    assert done.code == 0, done.err
+    outcome = run_with_metrics(*QUIET, *BLOBS, "trainer.epochs=2", f"task.metrics={chosen}", "hydra.run.dir=run")
+    assert outcome.code == 0, outcome.err
     rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     y, predicted, probabilities = answers("run", "val", trusted_modules=[run_with_metrics.module])
     p = probabilities.double().numpy()
@@ -162,8 +162,8 @@ def test_more_classes_and_numbers(dlrun: Callable[..., Any]) -> None:
         "[macro_f1,macro_precision,macro_recall,auroc,top_k_accuracy,{_target_:f1_score,average:weighted},log_loss]"
     )
     words = ("data=digits", "data.limit_batches=2", "trainer.epochs=1")
-    done = dlrun(*QUIET, *words, f"task.metrics={chosen}", "hydra.run.dir=digits")
-    assert done.code == 0, done.err
+    outcome = dlrun(*QUIET, *words, f"task.metrics={chosen}", "hydra.run.dir=digits")
+    assert outcome.code == 0, outcome.err
     y, predicted, probabilities = answers("digits", "test")
     p = probabilities.double().numpy()
     p /= p.sum(1, keepdims=True)
@@ -203,8 +203,8 @@ def test_a_cut_epoch_measures_all_of_its_rows_once_it_is_resumed(run_with_metric
     refused = run_with_metrics("resume", "cut", f"trainer.max_steps={steps}")
     assert refused.code == 2
     assert f"if you trust it add trusted_modules='[{run_with_metrics.module}]'" in refused.err
-    done = run_with_metrics("resume", "cut", f"trainer.max_steps={steps}", "trusted_modules=[MINE]")
-    assert done.code == 0, done.err
+    outcome = run_with_metrics("resume", "cut", f"trainer.max_steps={steps}", "trusted_modules=[MINE]")
+    assert outcome.code == 0, outcome.err
     assert Path("cut/metrics.jsonl").read_text() == Path("undisturbed/metrics.jsonl").read_text()
 
 
@@ -212,27 +212,27 @@ def test_a_cut_epoch_measures_all_of_its_rows_once_it_is_resumed(run_with_metric
 @pytest.mark.usefixtures("comparison_without_pictures")
 def test_a_chosen_metric_decides_is_expected_evaluated_and_compared(run_with_metrics: Any) -> None:
     words = (*QUIET, *BLOBS, "task.metrics=[MINE.Share,jaccard]", "checkpoint.monitor=val/jaccard", "trainer.epochs=2")
-    done = run_with_metrics("-m", *words, "expect=['val/Share >= 0']", "strict=true", "seed=0,1", "sweep.dir=sweep")
-    assert done.code == 0, done.err
-    assert "val/jaccard" in done.out
+    outcome = run_with_metrics("-m", *words, "expect=['val/Share >= 0']", "strict=true", "seed=0,1", "sweep.dir=sweep")
+    assert outcome.code == 0, outcome.err
+    assert "val/jaccard" in outcome.out
     run = next(Path("sweep").glob("0_*"))
     result = json.loads((run / "result.json").read_text())
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert result["best"]["value"] == max(row["val/jaccard"] for row in rows)
 
     assert run_with_metrics("eval", str(run)).code == 2
-    done = run_with_metrics("eval", str(run), "split=val", "figures=false", "trusted_modules=[MINE]")
-    assert "to the last bit" in done.out, done.err
+    outcome = run_with_metrics("eval", str(run), "split=val", "figures=false", "trusted_modules=[MINE]")
+    assert "to the last bit" in outcome.out, outcome.err
     # Other metrics of a saved run: those of scikit-learn need no permission, and naming one's own gives it.
-    done = run_with_metrics(
+    outcome = run_with_metrics(
         "eval", str(run), "split=val", "figures=false", "task.metrics=[zero_one_loss,MINE.specificity]"
     )
-    assert done.code == 0, done.err
-    assert "val/zero_one_loss" in done.out
+    assert outcome.code == 0, outcome.err
+    assert "val/zero_one_loss" in outcome.out
     Path("rows.csv").write_text("x0,x1\n1,2\n")
     assert run_with_metrics("predict", str(run), "rows.csv", "trusted_modules=[MINE]").code == 0
-    done = run_with_metrics("export", str(run), "format=python", "trusted_modules=[MINE]")
-    assert "format=python cannot write task.metrics=" in done.err
+    outcome = run_with_metrics("export", str(run), "format=python", "trusted_modules=[MINE]")
+    assert "format=python cannot write task.metrics=" in outcome.err
 
 
 @pytest.mark.slow
@@ -278,9 +278,9 @@ def test_the_confusion_matrix_is_a_picture_and_no_number(dlrun: Callable[..., An
     ],
 )
 def test_what_is_no_metric_is_a_sentence(words: tuple[str, ...], sentence: str, run_with_metrics: Any) -> None:
-    done = run_with_metrics(*QUIET, *BLOBS, *words, "hydra.run.dir=run")
-    assert (done.code, done.err.count("\n")) == (2, 1), done.err
-    assert sentence in done.err
+    outcome = run_with_metrics(*QUIET, *BLOBS, *words, "hydra.run.dir=run")
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1), outcome.err
+    assert sentence in outcome.err
     assert not Path("run").exists()
 
 
@@ -288,9 +288,9 @@ def test_torchmetrics_is_asked_for_where_it_is_missing(dlrun: Any, monkeypatch: 
     from dlrun.experiment.builder import metrics
 
     monkeypatch.setattr(metrics.importlib.util, "find_spec", lambda name: None)
-    done = dlrun(*QUIET, *BLOBS, "task.metrics=[torchmetrics.classification.BinaryAUROC]")
-    assert done.code == 2
-    assert "needs torchmetrics, which is not installed; type pip install torchmetrics" in done.err
+    outcome = dlrun(*QUIET, *BLOBS, "task.metrics=[torchmetrics.classification.BinaryAUROC]")
+    assert outcome.code == 2
+    assert "needs torchmetrics, which is not installed; type pip install torchmetrics" in outcome.err
 
 
 @pytest.mark.slow
@@ -305,8 +305,8 @@ def test_classes_and_functions_of_torchmetrics(dlrun: Callable[..., Any]) -> Non
         "torchmetrics.functional.accuracy,torchmetrics.CohenKappa]"
     ).replace("torchmetrics.functional.accuracy", "{_target_:torchmetrics.functional.accuracy,_name_:micro}")
     words = ("data=digits", "data.limit_batches=2", "trainer.epochs=1")
-    done = dlrun(*QUIET, *words, f"task.metrics={chosen}", "hydra.run.dir=digits")
-    assert done.code == 0, done.err
+    outcome = dlrun(*QUIET, *words, f"task.metrics={chosen}", "hydra.run.dir=digits")
+    assert outcome.code == 0, outcome.err
     y, predicted, p = answers("digits", "test", trusted_modules=["torchmetrics"])
     y = torch.as_tensor(y)
     metrics = json.loads(Path("digits/result.json").read_text())["metrics"]

@@ -102,10 +102,10 @@ def test_a_run_cannot_have_its_own_pickle_opened(
     give_itself(run, trust=True)
     torch.save(Bomb(), run / "checkpoints" / "bomb.pt")
     (run / "checkpoints" / "bomb.pt").replace(run / "checkpoints" / "best.pt")
-    done = dlrun(words[0], str(run), *words[1:])
-    assert done.code == 2, done.out
-    assert "add trust=true" in done.err
-    assert "trust in the saved config is ignored" in done.err
+    outcome = dlrun(words[0], str(run), *words[1:])
+    assert outcome.code == 2, outcome.out
+    assert "add trust=true" in outcome.err
+    assert "trust in the saved config is ignored" in outcome.err
     assert not (tmp_path / "canary").exists()
 
 
@@ -128,21 +128,21 @@ def test_a_run_cannot_trust_its_own_modules(
 ) -> None:
     (tmp_path / "stranger.py").write_text("import os\nos.mkdir('canary')\ndef loss(outputs, targets): pass\n")
     give_itself(run, trusted_modules=["stranger"], task={"loss": "stranger.loss", "reduction": "mean"})
-    done = dlrun(words[0], str(run), *words[1:])
-    assert done.code == 2
-    assert "if you trust it add trusted_modules='[stranger]'" in done.err
+    outcome = dlrun(words[0], str(run), *words[1:])
+    assert outcome.code == 2
+    assert "if you trust it add trusted_modules='[stranger]'" in outcome.err
     assert not (tmp_path / "canary").exists()
 
 
 @pytest.mark.slow
 def test_a_permission_of_an_older_run_is_ignored_with_a_note(dlrun: Callable[..., Any], run: Path) -> None:
     give_itself(run, trusted_modules=["mine"], trust=True)
-    done = dlrun("eval", str(run), "figures=false")
-    assert done.code == 0
-    assert "note: trusted_modules in the saved config is ignored" in done.err
-    done = dlrun("resume", str(run), "trainer.max_steps=6")
-    assert done.code == 0
-    assert "note: trust in the saved config is ignored" in done.out
+    outcome = dlrun("eval", str(run), "figures=false")
+    assert outcome.code == 0
+    assert "note: trusted_modules in the saved config is ignored" in outcome.err
+    outcome = dlrun("resume", str(run), "trainer.max_steps=6")
+    assert outcome.code == 0
+    assert "note: trust in the saved config is ignored" in outcome.out
 
 
 def test_no_folder_that_only_a_saved_run_names_is_made_for_its_data(
@@ -198,7 +198,7 @@ def test_a_sweep_needs_them_again_and_hands_them_to_its_jobs(
     refused = dlrun("resume", "sweep")
     assert refused.code == 2
     assert "if you trust it add trusted_modules='[swept_mine]'" in refused.err
-    done = dlrun("resume", "sweep", "trusted_modules=[swept_mine]")
-    assert done.code == 0, done.err + done.out
+    outcome = dlrun("resume", "sweep", "trusted_modules=[swept_mine]")
+    assert outcome.code == 0, outcome.err + outcome.out
     result = json.loads((tmp_path / "sweep" / lines[1]["folder"] / "result.json").read_text())
     assert result["status"] == "completed"

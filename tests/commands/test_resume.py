@@ -190,8 +190,8 @@ def check(dlrun: Callable[..., Any], tmp_path: Path, words: tuple[str, ...], mos
     moments = [*first, *draw.sample(sorted(set(folders) - set(first)), max(0, min(most - len(first), len(folders))))]
     for moment in moments:
         killed = draw.choice(folders[moment])
-        done = dlrun("resume", str(killed), *trust)
-        assert done.code == 0, done.err
+        outcome = dlrun("resume", str(killed), *trust)
+        assert outcome.code == 0, outcome.err
         left = read_results(killed)
         assert {k: left[k] for k in reference if left[k] != reference[k]} == {}, f"killed {moment}: {killed}"
 

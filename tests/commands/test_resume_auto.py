@@ -134,9 +134,9 @@ def test_what_was_cut_off_or_failed_goes_on(status: str, dlrun: Callable[..., An
         Path("run/.hydra/config.yaml").write_text("[")
     elif status != "killed":
         Path("run/result.json").write_text(json.dumps({"status": status}))
-    done = dlrun(*WORDS, "hydra.run.dir=run")
-    assert done.code == 0, done.err
-    assert "resuming from" in done.out
+    outcome = dlrun(*WORDS, "hydra.run.dir=run")
+    assert outcome.code == 0, outcome.err
+    assert "resuming from" in outcome.out
     assert sha256(Path("run")) == sha256(runs / "whole")
     assert Path("run/metrics.jsonl").read_bytes() == (runs / "whole" / "metrics.jsonl").read_bytes()
 
@@ -146,8 +146,8 @@ def test_a_finished_run_says_so_and_stays(name: str, dlrun: Callable[..., Any], 
     folder = Path("run" if name.endswith("run") else "outputs/2026-11-20/10-00-00_mlp_blobs")
     shutil.copytree(runs / "whole", folder)
     before = content(folder)
-    done = dlrun(*WORDS, name)
-    assert (done.code, done.out) == (
+    outcome = dlrun(*WORDS, name)
+    assert (outcome.code, outcome.out) == (
         0,
         f"{folder} is completed; to train longer type dlrun resume {folder} trainer.epochs=...\n",
     )
@@ -193,10 +193,10 @@ def test_unreadable_is_not_absent(
         searched = dlrun(*WORDS) if spoil is not stale_folder else None
         with pytest.raises(UnreadableError):
             run_folder.clear_for_restart(folder)
-    for done in left:
-        assert (done.code, len(done.err.splitlines())) == (1, 1), done.err
-        assert reason in done.err
-        assert "everything is left as it was" in done.err
+    for outcome in left:
+        assert (outcome.code, len(outcome.err.splitlines())) == (1, 1), outcome.err
+        assert reason in outcome.err
+        assert "everything is left as it was" in outcome.err
     assert named.code in (1, 2)
     assert named.out == ""
     if searched is not None:
@@ -216,9 +216,9 @@ def test_rows_that_cannot_be_read_are_not_written_over(
     before = content(Path("run"))
     with monkeypatch.context() as patched:
         fail_to_open(patched, "metrics.jsonl", OSError(errno.EIO, "Input/output error"))
-        done = dlrun("resume", "run")
-    assert done.code == 1
-    assert "run/metrics.jsonl cannot be read (Input/output error); everything is left as it was" in done.err
+        outcome = dlrun("resume", "run")
+    assert outcome.code == 1
+    assert "run/metrics.jsonl cannot be read (Input/output error); everything is left as it was" in outcome.err
     assert content(Path("run")) == before
 
 
@@ -226,10 +226,10 @@ def test_a_damaged_line_costs_no_other_line(dlrun: Callable[..., Any], runs: Pat
     shutil.copytree(runs / "parts", "run")
     rows = Path("run/metrics.jsonl").read_text().splitlines()
     Path("run/metrics.jsonl").write_text("\n".join([rows[0][:9], *rows[1:]]) + "\n")
-    done = dlrun("resume", "run")
-    assert done.code == 0, done.err
-    assert [row["epoch"] for row in done.rows] == [2, 3, 4]
-    assert any("metrics.jsonl was damaged in line 1" in note for note in done.result["warnings"])
+    outcome = dlrun("resume", "run")
+    assert outcome.code == 0, outcome.err
+    assert [row["epoch"] for row in outcome.rows] == [2, 3, 4]
+    assert any("metrics.jsonl was damaged in line 1" in note for note in outcome.result["warnings"])
 
 
 def folders() -> list[Path]:
@@ -242,10 +242,10 @@ def test_the_same_command_goes_on(
 ) -> None:
     reference = dlrun(*WORDS[:-1], "hydra.run.dir=whole").result
     assert kill_at(*WORDS, *where).code == 143
-    done = dlrun(*WORDS, *where)
-    assert done.code == 0, done.err
-    assert "resuming from" in done.out
-    assert done.result["weights_sha256"] == reference["weights_sha256"]
+    outcome = dlrun(*WORDS, *where)
+    assert outcome.code == 0, outcome.err
+    assert "resuming from" in outcome.out
+    assert outcome.result["weights_sha256"] == reference["weights_sha256"]
     assert len(folders()) == (0 if where else 1)
 
 
@@ -283,17 +283,17 @@ def test_a_folder_cut_off_before_its_first_checkpoint_is_begun_again(dlrun: Call
         path.unlink()
     Path("run/mine.txt").write_text("of the user's own")
     Path("run/.environment.json.123.tmp").write_text("of a process that was killed")
-    done = dlrun(*WORDS, "hydra.run.dir=run")
-    assert done.code == 0, done.err
-    assert len(done.rows) == 4
+    outcome = dlrun(*WORDS, "hydra.run.dir=run")
+    assert outcome.code == 0, outcome.err
+    assert len(outcome.rows) == 4
     assert Path("run/mine.txt").exists()
     assert not list(Path("run").glob(".*.tmp"))
 
 
 def test_a_sweep_goes_on_by_its_folder(dlrun: Callable[..., Any]) -> None:
-    done = dlrun("-m", *WORDS, "seed=0,1")
-    assert done.code == 2
-    assert "sweep.dir=" in done.err
+    outcome = dlrun("-m", *WORDS, "seed=0,1")
+    assert outcome.code == 2
+    assert "sweep.dir=" in outcome.err
 
 
 @pytest.mark.slow

@@ -27,9 +27,9 @@ def test_the_first_step_comes_before_what_is_needed_later(tmp_path: Path) -> Non
     (tmp_path / "spy.py").write_text(SPY)
     words = ["data=regression", "model=linear", "optimizer=sgd", "optimizer._target_=spy.Spy", "trainer.epochs=1"]
     start = [sys.executable, "-m", "dlrun", *words, "tracking.graph=false", "figures=false"]
-    done = subprocess.run(start, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    line = next(line for line in done.stdout.splitlines() if line.startswith("modules "))
+    outcome = subprocess.run(start, capture_output=True, text=True, cwd=tmp_path)
+    assert outcome.returncode == 0, outcome.stderr
+    line = next(line for line in outcome.stdout.splitlines() if line.startswith("modules "))
     there = set(line.split()[1:])
     assert {"torch", "dlrun.engine.trainer", "sklearn.datasets"} <= there
     # Not pandas: scikit-learn imports it wherever it is installed. That dlrun does not, import-linter tells.
@@ -43,8 +43,8 @@ def test_the_first_step_comes_before_what_is_needed_later(tmp_path: Path) -> Non
     }
     later |= {"dlrun.experiment.follower", "dlrun.sweep.runner", "onnx", "safetensors", "lightning"}
     assert there & later == set()
-    assert "collector True True" in done.stdout.splitlines()  # it looks for garbage, not among what was imported
-    assert done.stderr == ""  # at its end too, where libraries look for what is left of theirs
+    assert "collector True True" in outcome.stdout.splitlines()  # it looks for garbage, not among what was imported
+    assert outcome.stderr == ""  # at its end too, where libraries look for what is left of theirs
 
 
 @pytest.mark.slow

@@ -31,8 +31,8 @@ def write_houses(path: Path, count: int = 200, seed: int = 0) -> None:
 def houses(dlrun: Callable, tmp_path: Path) -> Path:
     """A trained regression."""
     write_houses(tmp_path / "houses.csv")
-    done = dlrun(*HOUSES, "trainer.epochs=40", "optimizer.lr=0.03", "hydra.run.dir=run")
-    assert done.code == 0, done.err
+    outcome = dlrun(*HOUSES, "trainer.epochs=40", "optimizer.lr=0.03", "hydra.run.dir=run")
+    assert outcome.code == 0, outcome.err
     return tmp_path / "run"
 
 
@@ -99,12 +99,12 @@ def test_predict_takes_rows_in_any_order_and_names_what_is_wrong(dlrun: Callable
     (tmp_path / "new.csv").write_text(
         f"price;street;rooms;area;extra\n?;{first[3]};{first[2]};{first[1]};x\n1;Pave;many;10;y\n"
     )
-    done = dlrun("predict", "run", "new.csv", "houses.csv", ",".join(first[1:4]), "--format", "csv")
-    rows = list(csv.DictReader(done.out.splitlines()))
+    outcome = dlrun("predict", "run", "new.csv", "houses.csv", ",".join(first[1:4]), "--format", "csv")
+    rows = list(csv.DictReader(outcome.out.splitlines()))
     assert rows[0]["prediction"] == rows[2]["prediction"] == rows[-1]["prediction"]
     assert rows[1]["error"] == "column 'rooms' holds 'many', which is no finite number"
     assert rows[2]["label"] == first[4]
-    assert "extra is left out" in done.err
+    assert "extra is left out" in outcome.err
     assert 4e5 < float(rows[0]["prediction"]) < 1.2e6
 
 
@@ -122,9 +122,9 @@ def test_a_killed_run_goes_on_to_the_same_bits(model: str, dlrun: Callable, tmp_
 
     # Another file in its place is other data.
     write_houses(tmp_path / "houses.csv", 60, seed=2)
-    done = dlrun("resume", "half", "trainer.epochs=5")
-    assert done.code == 2
-    assert "the data's description" in done.err
+    outcome = dlrun("resume", "half", "trainer.epochs=5")
+    assert outcome.code == 2
+    assert "the data's description" in outcome.err
 
 
 @pytest.mark.slow
@@ -133,8 +133,8 @@ def test_a_target_by_number_keeps_its_name(dlrun: Callable, tmp_path: Path) -> N
     words = ("data=table", "data.path=t.csv", "data.target=0", "model=linear", "trainer.epochs=1", *QUIET)
     assert dlrun(*words, "hydra.run.dir=run").code == 0
     (tmp_path / "new.csv").write_text("x,kind\n0.5,a\n1.5,b\n")
-    done = dlrun("predict", "run", "new.csv", "--format", "csv")
-    assert [row["label"] for row in csv.DictReader(done.out.splitlines())] == ["a", "b"]
+    outcome = dlrun("predict", "run", "new.csv", "--format", "csv")
+    assert [row["label"] for row in csv.DictReader(outcome.out.splitlines())] == ["a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -151,10 +151,10 @@ def test_what_cannot_be_used_is_a_sentence_before_anything_is_written(
     dlrun: Callable, tmp_path: Path, text: str, words: tuple[str, ...], message: str
 ) -> None:
     (tmp_path / "t.csv").write_text(text)
-    done = dlrun("data=table", "data.path=t.csv", "data.target=y", "model=linear", *words)
-    assert done.code == 2
-    assert message in done.err
-    assert "Traceback" not in done.err
+    outcome = dlrun("data=table", "data.path=t.csv", "data.target=y", "model=linear", *words)
+    assert outcome.code == 2
+    assert message in outcome.err
+    assert "Traceback" not in outcome.err
     assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
 
 
@@ -173,9 +173,9 @@ def test_a_classifier_equals_scikit_learns_on_the_same_rows(dlrun: Callable, tmp
     with (tmp_path / "t.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["PassengerId", "Survived", "Sex", "Age", "Cabin"], *rows])
     words = ("data=table", "data.path=t.csv", "data.target=Survived", "model=linear", *QUIET)
-    done = dlrun(*words, "optimizer.lr=0.05", "trainer.epochs=60", "data.val_fraction=0", "hydra.run.dir=run")
-    assert done.code == 0, done.err
-    assert all(len(line) <= 80 for line in done.out.splitlines() if not line.startswith("note"))
+    outcome = dlrun(*words, "optimizer.lr=0.05", "trainer.epochs=60", "data.val_fraction=0", "hydra.run.dir=run")
+    assert outcome.code == 0, outcome.err
+    assert all(len(line) <= 80 for line in outcome.out.splitlines() if not line.startswith("note"))
 
     import dlrun as api
 
@@ -209,8 +209,8 @@ def test_a_killed_run_ends_in_the_bits_of_one_left_alone(
 def test_cross_validation_is_a_sweep(dlrun: Callable, tmp_path: Path) -> None:
     write_houses(tmp_path / "houses.csv", 100)
     words = (*HOUSES, "trainer.epochs=3", "data.folds=5", "data.fold=range(5)", "optimizer.lr=0.1,0.001")
-    done = dlrun("-m", *words, "sweep.dir=folds")
-    assert done.code == 0, done.err
+    outcome = dlrun("-m", *words, "sweep.dir=folds")
+    assert outcome.code == 0, outcome.err
 
     # A row for each rate, with mean and standard deviation over the folds.
     losses: dict[str, list[float]] = {}
@@ -226,7 +226,7 @@ def test_cross_validation_is_a_sweep(dlrun: Callable, tmp_path: Path) -> None:
         assert int(row["n"]) == 5
         assert float(row["mean"]) == pytest.approx(statistics.mean(values))
         assert float(row["std"]) == pytest.approx(statistics.stdev(values))
-    assert "paired over 5 folds" in done.out
+    assert "paired over 5 folds" in outcome.out
 
 
 @pytest.mark.slow
@@ -235,8 +235,8 @@ def test_a_net_that_embeds_categories_is_swept_evaluated_and_asked_like_the_othe
 ) -> None:
     write_houses(tmp_path / "houses.csv")
     words = [word for word in HOUSES if not word.startswith("model=")]
-    done = dlrun("-m", *words, "model=linear,mlp,tabular", "trainer.epochs=30", "sweep.dir=sweep")
-    assert done.code == 0, done.err
+    outcome = dlrun("-m", *words, "model=linear,mlp,tabular", "trainer.epochs=30", "sweep.dir=sweep")
+    assert outcome.code == 0, outcome.err
     scores = {}
     for path in tmp_path.glob("sweep/*/result.json"):
         config = path.parent / ".hydra" / "config.yaml"

@@ -58,8 +58,8 @@ def run(folder_with_run: Path, tmp_path: Path) -> Path:
 def test_reviews_are_learnt_and_evaluated_to_the_same_bits(dlrun: Callable[..., Any], run: Path) -> None:
     metrics = json.loads((run / "result.json").read_text())["metrics"]
     assert metrics["test/accuracy"] > 0.95
-    done = dlrun("eval", "run", "figures=false")
-    assert "the same as recorded in training, to the last bit" in done.out
+    outcome = dlrun("eval", "run", "figures=false")
+    assert "the same as recorded in training, to the last bit" in outcome.out
     (path,) = run.glob("eval/*/predictions.csv")
     rows = list(csv.DictReader(path.read_text().splitlines()))
     assert len(rows) == 48
@@ -71,21 +71,21 @@ def test_reviews_are_learnt_and_evaluated_to_the_same_bits(dlrun: Callable[..., 
 @pytest.mark.slow
 def test_other_tables_are_evaluated_whole(dlrun: Callable[..., Any], run: Path, tmp_path: Path) -> None:
     (tmp_path / "more.tsv").write_text("label\treview\npos\tgreat film\nneg\tdull plot is dull\n", encoding="utf-8")
-    done = dlrun("eval", "run", "data.path=more.tsv", "figures=false")
-    assert done.code == 0, done.err
-    assert "all, as the run has not seen them, 2 rows" in done.out
+    outcome = dlrun("eval", "run", "data.path=more.tsv", "figures=false")
+    assert outcome.code == 0, outcome.err
+    assert "all, as the run has not seen them, 2 rows" in outcome.out
     (tmp_path / "more.tsv").write_text("label\treview\npos\tgreat\nmaybe\tdull\n", encoding="utf-8")
-    done = dlrun("eval", "run", "data.path=more.tsv")
-    assert done.code == 2
-    assert "maybe" in done.err
+    outcome = dlrun("eval", "run", "data.path=more.tsv")
+    assert outcome.code == 2
+    assert "maybe" in outcome.err
 
 
 def test_predict_takes_texts_tables_files_and_lines(dlrun: Callable[..., Any], run: Path, tmp_path: Path) -> None:
     (tmp_path / "lines.txt").write_text("wunderbar!\n\nfurchtbar film\n", encoding="utf-8")
     (tmp_path / "new.csv").write_text('label,review\npos,"great, great"\nneg,\n', encoding="utf-8")
     words = ("很好 电影", "👎 Film", "zzz qqq", "lines.txt", "new.csv")
-    done = dlrun("predict", "run", *words, "--format", "csv")
-    rows = list(csv.DictReader(done.out.splitlines()))
+    outcome = dlrun("predict", "run", *words, "--format", "csv")
+    rows = list(csv.DictReader(outcome.out.splitlines()))
     assert [row["prediction"] for row in rows] == ["pos", "neg", rows[2]["prediction"], "pos", "neg", "pos", ""]
     assert [row["input"] for row in rows[:2]] == ["很好 电影", "👎 Film"]
     assert rows[2]["note"] == "2 of 2 words unknown"
@@ -93,9 +93,9 @@ def test_predict_takes_texts_tables_files_and_lines(dlrun: Callable[..., Any], r
     assert rows[5]["label"] == "pos"
     assert rows[6]["error"] == "it is empty"
     assert all(float(row["probability"]) > 0.5 for row in rows[:6])
-    done = dlrun("predict", "run", "nothing.csv")
-    assert done.code == 2
-    assert "no such file" in done.err
+    outcome = dlrun("predict", "run", "nothing.csv")
+    assert outcome.code == 2
+    assert "no such file" in outcome.err
 
 
 def test_python_predicts_texts(run: Path) -> None:
@@ -113,25 +113,25 @@ def test_exports_cut_texts_as_the_run_does(dlrun: Callable[..., Any], run: Path,
     printed = subprocess.run(
         [sys.executable, str(loader), "texts.txt"], capture_output=True, text=True, check=True, cwd=tmp_path
     ).stdout.splitlines()
-    done = dlrun("predict", "run", "texts.txt", "--format", "csv")
-    for line, row in zip(printed, csv.DictReader(done.out.splitlines()), strict=True):
+    outcome = dlrun("predict", "run", "texts.txt", "--format", "csv")
+    for line, row in zip(printed, csv.DictReader(outcome.out.splitlines()), strict=True):
         name, probability = line.split()
         assert name == row["prediction"]
         assert float(probability) == pytest.approx(float(row["probability"]), abs=1e-3)
     assert dlrun("export", "run", "format=safetensors").code == 0
     description = json.loads((run / "export" / "safetensors" / "model.json").read_text())
     assert description["preprocessing"]["unit"] == "words"
-    done = dlrun("export", "run", "format=python")
-    assert done.code == 2
-    assert "format=python cannot write data=text" in done.err
+    outcome = dlrun("export", "run", "format=python")
+    assert outcome.code == 2
+    assert "format=python cannot write data=text" in outcome.err
 
 
 @pytest.mark.slow
 def test_a_sweep_compares_recurrent_nets_and_a_transformer(dlrun: Callable[..., Any], tmp_path: Path) -> None:
     write_reviews(tmp_path / "reviews.csv", 60)
     models = ("model=gru,lstm,rnn,transformer", "trainer.max_steps=2", "data.tokens=characters")
-    done = dlrun("-m", *REVIEWS, *models, "sweep.dir=sweep")
-    assert done.code == 0, done.err
+    outcome = dlrun("-m", *REVIEWS, *models, "sweep.dir=sweep")
+    assert outcome.code == 0, outcome.err
     assert len(list((tmp_path / "sweep").glob("*/result.json"))) == 4
     checked = dlrun("check", *REVIEWS, "model=transformer")
     assert checked.code == 0
@@ -169,9 +169,9 @@ def test_what_cannot_be_used_is_a_sentence_before_anything_is_written(
     dlrun: Callable[..., Any], tmp_path: Path, text: str, words: tuple[str, ...], message: str
 ) -> None:
     (tmp_path / "t.csv").write_text(text)
-    done = dlrun("data=text", "data.path=t.csv", "data.text=review", "data.target=label", "model=gru", *words)
-    assert done.code == 2
-    assert message in done.err
+    outcome = dlrun("data=text", "data.path=t.csv", "data.text=review", "data.target=label", "model=gru", *words)
+    assert outcome.code == 2
+    assert message in outcome.err
     assert not (tmp_path / "outputs").exists()
 
 
@@ -211,10 +211,10 @@ def test_training_on_padded_batches_is_that_of_single_texts(
     words = [f"model.{key}={value}" for key, value in (sizes | {"dropout": 0.0}).items()]
     fixed = ("data.shuffle=false", "data.batch_size=8", "data.val_fraction=0", "trainer.max_steps=3")
     optimizer = ("optimizer=sgd", "optimizer.lr=0.5", "optimizer.momentum=0")
-    done = dlrun(
+    outcome = dlrun(
         *REVIEWS, f"model={model}", *words, *fixed, *optimizer, "init_from=start.pt", "hydra.run.dir=run", "seed=1"
     )
-    assert done.code == 0, done.err
+    assert outcome.code == 0, outcome.err
 
     assert isinstance(splits.train.targets, torch.Tensor)  # type: ignore[union-attr]
     (codes, lengths), targets = splits.train.inputs, splits.train.targets  # type: ignore[union-attr]

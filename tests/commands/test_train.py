@@ -16,9 +16,9 @@ QUICK = ("tracking.graph=false", "figures=false")
 
 def test_run_folder_holds_what_the_design_says(dlrun: Callable) -> None:
     few = ("data.train_rows=128", "model.channels=[2]")
-    done = dlrun("data=digits", "model=cnn", "trainer.epochs=2", "trainer.log_every_steps=5", *few)
-    assert done.code == 0, done.err
-    names = {str(p.relative_to(done.folder)) for p in done.folder.rglob("*") if p.is_file()}
+    outcome = dlrun("data=digits", "model=cnn", "trainer.epochs=2", "trainer.log_every_steps=5", *few)
+    assert outcome.code == 0, outcome.err
+    names = {str(p.relative_to(outcome.folder)) for p in outcome.folder.rglob("*") if p.is_file()}
     events = {name for name in names if name.startswith("events.out.tfevents.")}
     assert sorted(name.endswith(".end") for name in events) == [False, True]
     assert names - events == {
@@ -28,14 +28,14 @@ def test_run_folder_holds_what_the_design_says(dlrun: Callable) -> None:
         "checkpoints/step_00000004.pt", "figures/loss.png", "figures/confusion.png", "figures/samples.png",
         "figures/mistakes.png",
     }  # fmt: skip
-    assert done.folder.parent.parent.name == "outputs"
-    assert done.folder.name.endswith("_cnn_digits")
+    assert outcome.folder.parent.parent.name == "outputs"
+    assert outcome.folder.name.endswith("_cnn_digits")
 
 
 @pytest.mark.slow
 def test_result_json(dlrun: Callable) -> None:
-    done = dlrun("data=digits", "trainer.epochs=2", *QUICK)
-    result = done.result
+    outcome = dlrun("data=digits", "trainer.epochs=2", *QUICK)
+    result = outcome.result
     assert set(result) == {
         "status", "metrics", "baseline", "best", "epochs", "steps", "train_seconds", "samples_per_second",
         "compile_seconds", "parameters", "config_hash", "code_hash", "weights_sha256", "warnings", "error",
@@ -50,7 +50,7 @@ def test_result_json(dlrun: Callable) -> None:
     assert set(result["metrics"]) == {f"{s}/{n}" for s in ("train", "val", "test") for n in names}
     assert set(result["baseline"]) == set(result["metrics"])
     assert result["baseline"]["test/accuracy"] < 0.2 < result["metrics"]["test/accuracy"]
-    assert {k: v for k, v in done.rows[-1].items() if "/" in k}.items() <= result["metrics"].items()
+    assert {k: v for k, v in outcome.rows[-1].items() if "/" in k}.items() <= result["metrics"].items()
 
 
 @pytest.mark.slow
@@ -65,8 +65,8 @@ def test_metrics_jsonl_has_a_row_an_epoch_and_no_timings(dlrun: Callable) -> Non
 def test_checkpoint_holds_what_the_design_says_and_its_hash_can_be_recomputed(dlrun: Callable) -> None:
     import hashlib
 
-    done = dlrun("data=blobs", "trainer.epochs=1", *QUICK)
-    checkpoint_content = torch.load(done.folder / "checkpoints" / "last.pt", weights_only=True)
+    outcome = dlrun("data=blobs", "trainer.epochs=1", *QUICK)
+    checkpoint_content = torch.load(outcome.folder / "checkpoints" / "last.pt", weights_only=True)
     wanted = {"format_version", "run_id", "model", "config", "spec", "epoch", "step", "metrics", "optimizer"}
     assert wanted | {"scheduler", "scaler", "rng", "early_stopping"} <= set(checkpoint_content)
     assert type(checkpoint_content["config"]) is dict
@@ -74,7 +74,7 @@ def test_checkpoint_holds_what_the_design_says_and_its_hash_can_be_recomputed(dl
     for key in sorted(state):
         digest.update(f"{key}|{state[key].dtype}|{tuple(state[key].shape)}|".encode())
         digest.update(state[key].contiguous().numpy().tobytes())
-    assert digest.hexdigest() == done.result["weights_sha256"]
+    assert digest.hexdigest() == outcome.result["weights_sha256"]
 
 
 @pytest.mark.slow
@@ -120,17 +120,17 @@ def test_a_failed_run_keeps_its_traceback_and_says_failed(dlrun: Callable, tmp_p
         "        if self.calls > 5: raise KeyError('lost')\n"
         "        return super().forward(x)\n"
     )
-    done = dlrun("data=line", "model._target_=brittle.Net", *QUICK)
-    assert done.code == 1
-    assert "KeyError" in done.err
-    assert "Traceback" not in done.err
+    outcome = dlrun("data=line", "model._target_=brittle.Net", *QUICK)
+    assert outcome.code == 1
+    assert "KeyError" in outcome.err
+    assert "Traceback" not in outcome.err
     (folder,) = (tmp_path / "outputs").glob("*/*")
     assert json.loads((folder / "result.json").read_text())["status"] == "failed"
     assert "Traceback" in (folder / "run.log").read_text()
 
 
 def test_early_stopping_is_a_status(dlrun: Callable) -> None:
-    done = dlrun(
+    outcome = dlrun(
         "data=blobs",
         "trainer.epochs=50",
         "trainer.early_stopping.patience=2",
@@ -138,14 +138,14 @@ def test_early_stopping_is_a_status(dlrun: Callable) -> None:
         "optimizer.lr=5",
         *QUICK,
     )
-    assert done.result["status"] == "early_stopped"
-    assert done.result["epochs"] == done.result["best"]["epoch"] + 2
+    assert outcome.result["status"] == "early_stopped"
+    assert outcome.result["epochs"] == outcome.result["best"]["epoch"] + 2
 
 
 def test_no_validation_part_makes_the_monitor_fall_back(dlrun: Callable) -> None:
-    done = dlrun("data=regression", "model=linear", "trainer.epochs=2", *QUICK)
-    assert done.result["best"]["metric"] == "train/loss"
-    assert not any(key.startswith("val/") for key in done.rows[0])
+    outcome = dlrun("data=regression", "model=linear", "trainer.epochs=2", *QUICK)
+    assert outcome.result["best"]["metric"] == "train/loss"
+    assert not any(key.startswith("val/") for key in outcome.rows[0])
     refused = dlrun("data=regression", "model=linear", "checkpoint.monitor=val/loss")
     assert refused.code == 2
     assert "train/loss" in refused.err
@@ -171,9 +171,9 @@ def test_no_validation_part_makes_the_monitor_fall_back(dlrun: Callable) -> None
     ],
 )
 def test_choices_train(dlrun: Callable, words: tuple[str, ...]) -> None:
-    done = dlrun("trainer.max_steps=8", "data.limit_batches=3", *QUICK, *words)
-    assert done.code == 0, done.err
-    assert done.result["steps"] >= 1
+    outcome = dlrun("trainer.max_steps=8", "data.limit_batches=3", *QUICK, *words)
+    assert outcome.code == 0, outcome.err
+    assert outcome.result["steps"] >= 1
 
 
 @pytest.mark.slow
@@ -181,12 +181,12 @@ def test_linear_regression_finds_least_squares(dlrun: Callable) -> None:
     import numpy as np
     from sklearn.datasets import make_regression
 
-    done = dlrun(
+    outcome = dlrun(
         "data=regression", "model=linear", "optimizer=sgd", "trainer.epochs=200", "checkpoint.every_epochs=200", *QUICK
     )
     x, y = make_regression(n_samples=100, n_features=1, noise=10, bias=14.5, random_state=0)
     slope, intercept = np.polyfit(x[:, 0], y, 1)
-    weights = torch.load(done.folder / "checkpoints" / "last.pt", weights_only=True)["model"]
+    weights = torch.load(outcome.folder / "checkpoints" / "last.pt", weights_only=True)["model"]
     assert float(weights["weight"]) == pytest.approx(slope, rel=0.01)
     assert float(weights["bias"]) == pytest.approx(intercept, rel=0.01)
 
@@ -230,14 +230,14 @@ def test_own_model_and_data_through_config_alone(dlrun: Callable, tmp_path: Path
     for group, text in (("model", "_target_: mine.Net\nwidth: 7\n"), ("data", "_target_: mine.waves\nrows: 60\n")):
         (tmp_path / "conf" / group).mkdir(parents=True)
         (tmp_path / "conf" / group / "own.yaml").write_text(text)
-    done = dlrun("--config-dir", "conf", "model=own", "data=own", "model.width=9", "trainer.epochs=2", *QUICK)
-    assert done.code == 0, done.err
-    assert done.result["parameters"] == 9 + 9 + 9 + 1
-    assert "'trusted_modules=[mine]'" in done.out
-    refused = dlrun("eval", str(done.folder))
+    outcome = dlrun("--config-dir", "conf", "model=own", "data=own", "model.width=9", "trainer.epochs=2", *QUICK)
+    assert outcome.code == 0, outcome.err
+    assert outcome.result["parameters"] == 9 + 9 + 9 + 1
+    assert "'trusted_modules=[mine]'" in outcome.out
+    refused = dlrun("eval", str(outcome.folder))
     assert refused.code == 2
     assert "trusted_modules" in refused.err
-    allowed = dlrun("eval", str(done.folder), "trusted_modules=[mine]", "figures=false")
+    allowed = dlrun("eval", str(outcome.folder), "trusted_modules=[mine]", "figures=false")
     assert allowed.code == 0, allowed.err
     named = dlrun("model._target_=mine.Net", "+model.width=3", "data=line", "trainer.epochs=1", *QUICK)
     assert named.code == 0, named.err
@@ -266,9 +266,9 @@ def test_a_run_that_fails_before_its_folder_is_described_leaves_none(
         raise_worker_death()
 
     monkeypatch.setattr(run_folder, "write_description", fail)
-    done = dlrun("data=blobs", "trainer.max_steps=2", "hydra.run.dir=run", *QUICK)
-    assert done.code == 2
-    assert "a worker process that reads data was killed (Killed)" in done.err
+    outcome = dlrun("data=blobs", "trainer.max_steps=2", "hydra.run.dir=run", *QUICK)
+    assert outcome.code == 2
+    assert "a worker process that reads data was killed (Killed)" in outcome.err
     left = list(tmp_path.rglob("*"))
     assert left == [tmp_path / "run"] * was_there
 
@@ -290,14 +290,14 @@ def test_every_run_folder_has_a_log_and_a_result(where: str, dlrun: Callable, mo
             raise_worker_death()
 
         patch.setattr(f"dlrun.{where}", fail_once)
-        done = dlrun("data=blobs", "trainer.max_steps=2", "hydra.run.dir=run", *QUICK)
-    assert done.code == 1
-    assert done.err.startswith("dlrun: the run run failed: a worker process that reads data was killed")
+        outcome = dlrun("data=blobs", "trainer.max_steps=2", "hydra.run.dir=run", *QUICK)
+    assert outcome.code == 1
+    assert outcome.err.startswith("dlrun: the run run failed: a worker process that reads data was killed")
     assert WORKER_DEATH in Path("run/run.log").read_text()
     assert json.loads(Path("run/result.json").read_text())["status"] == "failed"
 
 
 def test_a_wrong_request_makes_no_folder(dlrun: Callable, tmp_path: Path) -> None:
-    done = dlrun("data=blobs", "optimizer.lr=-1", "hydra.run.dir=run")
-    assert done.code == 2
+    outcome = dlrun("data=blobs", "optimizer.lr=-1", "hydra.run.dir=run")
+    assert outcome.code == 2
     assert list(tmp_path.iterdir()) == []

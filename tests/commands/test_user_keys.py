@@ -30,8 +30,8 @@ def wide(dlrun: Callable[..., Any]) -> tuple[str, ...]:
 
 @pytest.mark.slow
 def test_what_refers_to_them_follows_and_all_is_kept(dlrun: Callable[..., Any], wide: tuple[str, ...]) -> None:
-    done = dlrun(*wide, *QUICK, "user.width=7", "hydra.run.dir=run")
-    assert done.code == 0, done.err
+    outcome = dlrun(*wide, *QUICK, "user.width=7", "hydra.run.dir=run")
+    assert outcome.code == 0, outcome.err
     config = read_yaml(Path("run/.hydra/config.yaml").read_text())
     assert config["user"] == {"width": 7, "rates": {"slow": 0.001}}
     assert (config["model"]["hidden_sizes"], config["optimizer"]["lr"]) == ([7], 0.001)
@@ -52,8 +52,8 @@ def test_what_refers_to_them_follows_and_all_is_kept(dlrun: Callable[..., Any], 
 @pytest.mark.slow
 @pytest.mark.usefixtures("comparison_without_pictures")
 def test_a_sweep_over_one_of_them(dlrun: Callable[..., Any], wide: tuple[str, ...]) -> None:
-    done = dlrun("-m", *wide, *QUICK, "user.width=2,3")
-    assert done.code == 0, done.err
+    outcome = dlrun("-m", *wide, *QUICK, "user.width=2,3")
+    assert outcome.code == 0, outcome.err
     configs = [read_yaml(path.read_text()) for path in sorted(Path("outputs").rglob(".hydra/config.yaml"))]
     assert [config["model"]["hidden_sizes"] for config in configs] == [[2], [3]]
 
@@ -67,14 +67,14 @@ def test_a_key_that_is_not_there_is_added_with_a_plus(dlrun: Callable[..., Any],
         ((*wide, "user.rates.slwo=3"), "did you mean user.rates.slow? "),
         (("user=3",), "user=3 must be values by name, {name: value}"),
     ):
-        done = dlrun(*words)
-        assert (done.code, done.out) == (2, "")
-        assert advice in done.err
+        outcome = dlrun(*words)
+        assert (outcome.code, outcome.out) == (2, "")
+        assert advice in outcome.err
 
 
 @pytest.mark.slow
 def test_nothing_below_them_is_built(dlrun: Callable[..., Any]) -> None:
-    done = dlrun(*QUICK, "+user.tool._target_=os.getcwd", "hydra.run.dir=run")
-    assert done.code == 0, done.err
-    assert "trusted_modules" not in done.out
+    outcome = dlrun(*QUICK, "+user.tool._target_=os.getcwd", "hydra.run.dir=run")
+    assert outcome.code == 0, outcome.err
+    assert "trusted_modules" not in outcome.out
     assert dlrun("eval", "run", "figures=false").code == 0

@@ -35,10 +35,10 @@ def nets(tmp_path: Path, dlrun: Callable[..., Any]) -> Path:
 
 
 def test_parameters_made_in_forward_are_refused(nets: Path, dlrun: Callable[..., Any]) -> None:
-    done = dlrun(*QUIET, "model._target_=user_nets.Late")
-    assert done.code == 2
-    assert "the model makes scale in forward" in done.err
-    assert "__init__" in done.err
+    outcome = dlrun(*QUIET, "model._target_=user_nets.Late")
+    assert outcome.code == 2
+    assert "the model makes scale in forward" in outcome.err
+    assert "__init__" in outcome.err
 
 
 @pytest.mark.slow
@@ -72,16 +72,16 @@ def test_lazy_layers_train_as_those_whose_sizes_are_given(nets: Path, dlrun: Cal
 
 
 def test_lazy_layers_that_cannot_be_known_are_a_sentence(nets: Path, dlrun: Callable[..., Any]) -> None:
-    done = dlrun(*QUIET, "model._target_=user_nets.Unknowable")
-    assert done.code == 2
-    assert "the sizes of first.weight" in done.err
-    assert "missing 1 required positional argument" in done.err
+    outcome = dlrun(*QUIET, "model._target_=user_nets.Unknowable")
+    assert outcome.code == 2
+    assert "the sizes of first.weight" in outcome.err
+    assert "missing 1 required positional argument" in outcome.err
 
 
 @pytest.mark.slow
 def test_the_rates_of_a_net_with_extra_state_are_tried(nets: Path, dlrun: Callable[..., Any]) -> None:
-    done = dlrun("check", "lr", "data=blobs", "model._target_=user_nets.Counting")
-    assert done.code == 0, done.err
+    outcome = dlrun("check", "lr", "data=blobs", "model._target_=user_nets.Counting")
+    assert outcome.code == 0, outcome.err
 
 
 NETS = (
@@ -116,8 +116,8 @@ def test_a_net_goes_through_all_that_is_done_with_nets(name: str, nets: Path, dl
     assert is_parametrized or results[0]["measured"]["reload_difference"] == 0
 
     for command in (("eval", "half", own, "figures=false"), ("predict", "half", own, "--", "0.1,0.2")):
-        done = dlrun(*command)
-        assert done.code == 0, (command, done.err)
+        outcome = dlrun(*command)
+        assert outcome.code == 0, (command, outcome.err)
     exported = dlrun("export", "half", own, "format=safetensors")
     # A file of tensors has no place for extra state.
     assert exported.code == (2 if "_extra_state" in exported.err else 0), exported.err
@@ -214,8 +214,8 @@ def test_inputs_of_several_kinds_train_in_any_layout(tmp_path: Path, dlrun: Call
     shutil.copy(Path(__file__).parents[1] / "mixed_inputs.py", tmp_path)
     losses = {}
     for layout in ("true", "false"):
-        done = dlrun(*MIXED, f"device.channels_last={layout}", f"hydra.run.dir=run_{layout}")
-        assert done.code == 0, done.err
+        outcome = dlrun(*MIXED, f"device.channels_last={layout}", f"hydra.run.dir=run_{layout}")
+        assert outcome.code == 0, outcome.err
         losses[layout] = [json.loads(line) for line in Path(f"run_{layout}", "metrics.jsonl").read_text().splitlines()]
     for row, other in zip(losses["true"], losses["false"], strict=True):
         assert row == pytest.approx(other, rel=1e-4)
@@ -249,8 +249,8 @@ def test_inputs_of_several_kinds_go_through_all_that_is_done_with_a_run(
 ) -> None:
     shutil.copy(Path(__file__).parents[1] / "mixed_inputs.py", tmp_path)
     own = "trusted_modules=[mixed_inputs]"
-    done = dlrun(*MIXED, "figures=true", "tracking.graph=true", "checkpoint.format=full", "hydra.run.dir=run")
-    assert done.code == 0, done.err
+    outcome = dlrun(*MIXED, "figures=true", "tracking.graph=true", "checkpoint.format=full", "hydra.run.dir=run")
+    assert outcome.code == 0, outcome.err
     assert dlrun("resume", "run", own, "trainer.epochs=3").code == 0
     evaluated = dlrun("eval", "run", own)
     assert evaluated.code == 0, evaluated.err
@@ -272,14 +272,14 @@ def test_a_net_that_cannot_be_traced_is_named_where_it_fails(tmp_path: Path, dlr
         "        return super().forward(x)\n"
     )
     words = ("data=blobs", "model._target_=untraceable.Net", "trainer.max_steps=1", "figures=false")
-    done = dlrun(*words, "tracking.graph=true")
-    assert done.code == 0
-    assert "TensorBoard shows no graph: ValueError: odd (untraceable.py, line 6)" in done.out
+    outcome = dlrun(*words, "tracking.graph=true")
+    assert outcome.code == 0
+    assert "TensorBoard shows no graph: ValueError: odd (untraceable.py, line 6)" in outcome.out
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("warm_check_resume")
 def test_check_resume_takes_extra_state(nets: Path, dlrun: Callable[..., Any]) -> None:
-    done = dlrun("check", "resume", "data=blobs", "model._target_=user_nets.Counting")
-    assert done.code == 0, done.err
-    assert "the same run, to the last bit" in done.out
+    outcome = dlrun("check", "resume", "data=blobs", "model._target_=user_nets.Counting")
+    assert outcome.code == 0, outcome.err
+    assert "the same run, to the last bit" in outcome.out

@@ -199,17 +199,17 @@ def refuse(dlrun: Callable[..., Any], tmp_path: Path) -> Refused:
 
     def run(words: tuple[str, ...], named: str) -> tuple[str, str]:
         before = set(tmp_path.rglob("*"))
-        done = dlrun(*words)
+        outcome = dlrun(*words)
         wrong = [
-            *(["exit code"] if done.code != 2 else []),
-            *(["traceback"] if "Traceback" in done.out + done.err else []),
-            *(["form"] if not done.err.startswith("dlrun: ") or done.err.count("\ndlrun: ") else []),
-            *(["name"] if named not in done.err else []),
-            *(["advice"] if not re.search(ADVICE, done.err[7:]) else []),
-            *(["length"] if len(done.err) > 700 else []),
+            *(["exit code"] if outcome.code != 2 else []),
+            *(["traceback"] if "Traceback" in outcome.out + outcome.err else []),
+            *(["form"] if not outcome.err.startswith("dlrun: ") or outcome.err.count("\ndlrun: ") else []),
+            *(["name"] if named not in outcome.err else []),
+            *(["advice"] if not re.search(ADVICE, outcome.err[7:]) else []),
+            *(["length"] if len(outcome.err) > 700 else []),
             *(["files"] if set(tmp_path.rglob("*")) != before else []),
         ]
-        return f"{' '.join(words)}: {', '.join(wrong)}: {done.code} {done.err}" if wrong else "", done.err
+        return f"{' '.join(words)}: {', '.join(wrong)}: {outcome.code} {outcome.err}" if wrong else "", outcome.err
 
     return run
 
@@ -294,7 +294,10 @@ def test_the_real_command_says_the_same(command: Callable[..., Any], tmp_path: P
     sample = [*cases()[:: len(cases()) // 14], *((words, wrong) for words, wrong, *_ in wrong_typos()[::40])]
     assert len(sample) >= 20
     for words, named in sample:
-        done = command(*words)
-        assert (done.code, "Traceback" in done.err, named in done.err) == (2, False, True), (words, done.err)
-        assert done.err.startswith("dlrun: "), (words, done.err)
+        outcome = command(*words)
+        assert (outcome.code, "Traceback" in outcome.err, named in outcome.err) == (2, False, True), (
+            words,
+            outcome.err,
+        )
+        assert outcome.err.startswith("dlrun: "), (words, outcome.err)
     assert not list(tmp_path.iterdir())

@@ -80,11 +80,11 @@ MORE = [  # other keys, the same checks
 ]
 
 
-def check(done: object, message: str = "") -> None:
+def check(outcome: object, message: str = "") -> None:
     """The shape of every refusal."""
-    assert done.code == 2, done.out + done.err  # type: ignore[attr-defined]
-    assert "Traceback" not in done.err + done.out  # type: ignore[attr-defined]
-    lines = [line for line in done.err.splitlines() if line]  # type: ignore[attr-defined]
+    assert outcome.code == 2, outcome.out + outcome.err  # type: ignore[attr-defined]
+    assert "Traceback" not in outcome.err + outcome.out  # type: ignore[attr-defined]
+    lines = [line for line in outcome.err.splitlines() if line]  # type: ignore[attr-defined]
     assert len(lines) == 1, lines
     assert lines[0].startswith("dlrun: ")
     assert message in lines[0]
@@ -159,9 +159,9 @@ TABLES = {
 def test_broken_tables(dlrun: Callable, tmp_path: Path, name: str) -> None:
     content, message = TABLES[name]
     (tmp_path / "table.csv").write_text(content)
-    done = dlrun("data=csv", "data.path=table.csv")
-    check(done, message)
-    assert "table.csv" in done.err
+    outcome = dlrun("data=csv", "data.path=table.csv")
+    check(outcome, message)
+    assert "table.csv" in outcome.err
 
 
 def test_a_missing_and_an_unreadable_table(dlrun: Callable, tmp_path: Path) -> None:
@@ -195,10 +195,10 @@ def test_a_broken_image(dlrun: Callable, tmp_path: Path) -> None:
             Image.new("RGB", (40, 40), (10 * i, 0, 0)).save(tmp_path / "photos" / name / f"{i}.png")
     (tmp_path / "photos" / "dog" / "bad.png").write_bytes(b"not an image")
     for loader in ("memory", "workers"):
-        done = dlrun(
+        outcome = dlrun(
             "data=image_folder", "data.path=photos", "model=cnn", f"data.in_memory={str(loader == 'memory').lower()}"
         )
-        check(done, "bad.png")
+        check(outcome, "bad.png")
 
 
 @pytest.mark.slow
@@ -210,10 +210,10 @@ def test_a_download_that_is_impossible(dlrun: Callable, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(socket, "create_connection", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    done = dlrun("data=diabetes", f"paths.data={tmp_path / 'none'}")
-    check(done, "diabetes.csv.gz")
-    assert "digits" in done.err
-    assert "paths.data=" in done.err
+    outcome = dlrun("data=diabetes", f"paths.data={tmp_path / 'none'}")
+    check(outcome, "diabetes.csv.gz")
+    assert "digits" in outcome.err
+    assert "paths.data=" in outcome.err
 
 
 @pytest.mark.slow
@@ -221,7 +221,7 @@ def test_names_with_other_letters_are_read_and_said(dlrun: Callable, tmp_path: P
     for part in ("train", "test"):
         with gzip.open(tmp_path / f"names_{part}.csv.gz", "wt", encoding="utf-8") as file:
             file.write("".join(f"{name},{land}\n" for name, land in [("Müller", "German"), ("王", "Chinese")] * 10))
-    done = dlrun(
+    outcome = dlrun(
         "data=names",
         "model=gru",
         f"paths.data={tmp_path}",
@@ -229,8 +229,8 @@ def test_names_with_other_letters_are_read_and_said(dlrun: Callable, tmp_path: P
         "figures=false",
         "tracking.graph=false",
     )
-    assert done.code == 0, done.err
-    assert "note: " in done.out
+    assert outcome.code == 0, outcome.err
+    assert "note: " in outcome.out
 
 
 def test_not_enough_disk(dlrun: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,13 +242,13 @@ def test_not_enough_disk(dlrun: Callable, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(dlrun: Callable, tmp_path: Path) -> None:
-    done = dlrun(
+    outcome = dlrun(
         "data=line", "model=linear", "optimizer=sgd", "optimizer.lr=1e6", "tracking.graph=false", "figures=false"
     )
-    assert done.code == 1
-    assert "Traceback" not in done.err
+    assert outcome.code == 1
+    assert "Traceback" not in outcome.err
     for word in ("the loss is", "at step", "last finite loss", "smaller optimizer.lr"):
-        assert word in done.err
+        assert word in outcome.err
     (result,) = tmp_path.rglob("result.json")
     assert '"status": "failed"' in result.read_text()
 
@@ -273,7 +273,7 @@ def test_every_group_of_the_contract_has_options() -> None:
     ],
 )
 def test_a_wrong_sweep_leaves_nothing_behind(dlrun: Callable, tmp_path: Path, words: tuple[str, ...]) -> None:
-    done = dlrun("-m", *words)
-    assert done.code == 2
-    assert "Traceback" not in done.err
+    outcome = dlrun("-m", *words)
+    assert outcome.code == 2
+    assert "Traceback" not in outcome.err
     assert [path for path in tmp_path.rglob("*") if path.name != "outputs"] == []

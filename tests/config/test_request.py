@@ -66,7 +66,7 @@ def test_values_in_letters_of_any_language_need_no_quotes(dlrun: Callable, tmp_p
     lines = [f"{i % 7},{i % 5},{'红蓝'[i % 2]}色" for i in range(40)]
     (tmp_path / "花.csv").write_text("\n".join(["长度,宽度,种类", *lines]), encoding="utf-8")
     words = ("data=csv", "data.path=花.csv", "data.target=种类", "trainer.max_steps=2", "tracking.graph=false")
-    done = dlrun(*words, "figures=false", "hydra.run.dir=结果")
-    assert done.code == 0, done.err
+    outcome = dlrun(*words, "figures=false", "hydra.run.dir=结果")
+    assert outcome.code == 0, outcome.err
     assert dlrun("eval", "结果", "data.path=花.csv", "figures=false").code == 0
     assert dlrun("resume", "结果", "trainer.max_steps=4").code == 0

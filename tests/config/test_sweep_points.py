@@ -44,11 +44,11 @@ def folders(tmp_path: Path) -> list[str]:
 
 @pytest.mark.slow
 def test_one_request_with_points_makes_a_folder_a_run(dlrun: Callable[..., Any], tmp_path: Path) -> None:
-    done = dlrun(*TINY, "sweep.points=['seed=1,2']", "expect=[same epochs, 'steps = 4']")
-    assert done.code == 0, done.err
+    outcome = dlrun(*TINY, "sweep.points=['seed=1,2']", "expect=[same epochs, 'steps = 4']")
+    assert outcome.code == 0, outcome.err
     assert [name.split("/")[-1] for name in folders(tmp_path)] == ["0_seed=1", "1_seed=2"]
     assert [name.split("/")[:2] for name in folders(tmp_path)] == [["outputs", "multirun"]] * 2
-    assert "2 of 2: 4" in done.out
+    assert "2 of 2: 4" in outcome.out
     (table,) = tmp_path.rglob("expectations.md")
     assert table.read_text().splitlines()[2:] == [
         "| linear_blobs | same epochs | largest difference 0 | yes |",
@@ -58,8 +58,8 @@ def test_one_request_with_points_makes_a_folder_a_run(dlrun: Callable[..., Any],
 
 @pytest.mark.slow
 def test_points_of_a_job_of_a_sweep_lie_under_the_job(dlrun: Callable[..., Any], tmp_path: Path) -> None:
-    done = dlrun("-m", *TINY, "optimizer=sgd,adam", "sweep.points=['seed=1,2']")
-    assert done.code == 0, done.err
+    outcome = dlrun("-m", *TINY, "optimizer=sgd,adam", "sweep.points=['seed=1,2']")
+    assert outcome.code == 0, outcome.err
     names = ["/".join(name.split("/")[4:]) for name in folders(tmp_path)]
     assert [name.split("/")[1] for name in names] == ["0_seed=1", "1_seed=2"] * 2
     assert sum("optimizer=sgd" in name.split("/")[0] for name in names) == 2
@@ -74,9 +74,9 @@ def test_a_strict_sweep_that_misses_what_it_expects_fails(dlrun: Callable[..., A
 
 @pytest.mark.slow
 def test_a_point_that_cannot_be_composed_leaves_nothing_behind(dlrun: Callable[..., Any], tmp_path: Path) -> None:
-    done = dlrun(*TINY, "sweep.points=['seed=1', 'optimizr=adam']")
-    assert done.code == 2
-    assert "optimizr" in done.err
+    outcome = dlrun(*TINY, "sweep.points=['seed=1', 'optimizr=adam']")
+    assert outcome.code == 2
+    assert "optimizr" in outcome.err
     assert folders(tmp_path) == []
 
 
@@ -159,9 +159,9 @@ def test_the_last_word_varies_fastest() -> None:
 def test_a_wrong_sweep_is_a_sentence_and_writes_nothing(
     words: list[str], message: str, dlrun: Callable[..., Any], tmp_path: Path
 ) -> None:
-    done = dlrun("-m", *words)
-    assert (done.code, done.out) == (2, "")
-    assert message in done.err
+    outcome = dlrun("-m", *words)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert message in outcome.err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -11,18 +11,18 @@ from dlrun.core.background import BackgroundCall
 
 def test_the_caller_goes_on_until_it_waits() -> None:
     gate = threading.Event()
-    done: list[str] = []
+    outcome: list[str] = []
 
     def work() -> None:
         gate.wait(30)
         sum(range(200_000))
-        done.append(threading.current_thread().name)
+        outcome.append(threading.current_thread().name)
 
     call = BackgroundCall(work, "worker")
     assert not call.has_ended
     gate.set()
     call.wait()
-    assert done == ["worker"]
+    assert outcome == ["worker"]
     assert call.has_ended
     assert call.cpu_seconds > 0
     assert "worker" not in [thread.name for thread in threading.enumerate()]

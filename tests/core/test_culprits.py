@@ -167,8 +167,8 @@ def test_code_of_the_users_own_is_named_when_it_fails(
 ) -> None:
     (tmp_path / "culprit_net.py").write_text(NET)
     words = ("data=line", "model._target_=culprit_net.Net", "trainer.max_steps=1", *QUIET, "hydra.run.dir=run")
-    done = dlrun(*words)
-    assert done.code == 0, done.err
+    outcome = dlrun(*words)
+    assert outcome.code == 0, outcome.err
     net = sys.modules["culprit_net"]
     trust = "trusted_modules=[culprit_net]"
     for fails, line, words in (
@@ -198,8 +198,8 @@ def test_a_reader_that_leaves_is_no_error_of_an_evaluation(
 
     monkeypatch.setattr("dlrun.inference.evaluate.evaluate", leave)
     monkeypatch.setattr(os, "dup2", lambda *_: None)
-    done = dlrun("eval", "run")
-    assert (done.code, done.err) == (0, "")
+    outcome = dlrun("eval", "run")
+    assert (outcome.code, outcome.err) == (0, "")
 
 
 def test_a_fault_of_dlrun_is_not_blamed_on_the_command_line(
@@ -216,6 +216,6 @@ def test_a_fault_of_dlrun_is_not_blamed_on_the_command_line(
 
 def test_a_folder_that_takes_no_download_is_named(dlrun: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    done = dlrun("data=mnist", "paths.data=file/data")
-    assert done.code == 2
-    assert "data=mnist is not in file/data/MNIST/raw, and nothing can be written there (Not a directory)" in done.err
+    outcome = dlrun("data=mnist", "paths.data=file/data")
+    assert outcome.code == 2
+    assert "data=mnist is not in file/data/MNIST/raw, and nothing can be written there (Not a directory)" in outcome.err

@@ -157,14 +157,14 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(dlrun: Callable[..., Any]
         sync(handle)
 
     monkeypatch.setattr(os, "fsync", full)
-    done = dlrun(*QUIET, "trainer.epochs=16", "checkpoint.every_epochs=2", "checkpoint.keep=1", "hydra.run.dir=run")
-    assert done.code == 0, done.err
+    outcome = dlrun(*QUIET, "trainer.epochs=16", "checkpoint.every_epochs=2", "checkpoint.keep=1", "hydra.run.dir=run")
+    assert outcome.code == 0, outcome.err
     assert count > 20
-    warnings = [text for text in done.result["warnings"] if "checkpoint" in text]
+    warnings = [text for text in outcome.result["warnings"] if "checkpoint" in text]
     assert warnings == [
         "the checkpoint could not be saved (No space left on device); the run continues, and the next save tries again"
     ]
-    assert done.out.count(warnings[0]) == 1
+    assert outcome.out.count(warnings[0]) == 1
     again = dlrun("eval", "run")
     assert again.code == 0, again.err
 
@@ -183,13 +183,13 @@ def test_a_disk_that_stays_full_ends_in_a_sentence_and_the_result_is_said(
             raise FULL
 
     monkeypatch.setattr(os, "fsync", full)
-    done = dlrun(*QUIET, "trainer.epochs=3", "hydra.run.dir=run")
-    assert done.code == 1
-    assert done.err == (
+    outcome = dlrun(*QUIET, "trainer.epochs=3", "hydra.run.dir=run")
+    assert outcome.code == 1
+    assert outcome.err == (
         "dlrun: the run run is completed, but not all of it could be saved: "
         "the checkpoint (No space left on device), result.json (No space left on device)\n"
     )
-    table = [line for line in done.out.splitlines() if line.split()[:1] in (["loss"], ["accuracy"])]
+    table = [line for line in outcome.out.splitlines() if line.split()[:1] in (["loss"], ["accuracy"])]
     assert table == [line for line in clean.out.splitlines() if line.split()[:1] in (["loss"], ["accuracy"])]
     assert not list((tmp_path / "run").rglob("*.tmp"))
     assert (tmp_path / "run/checkpoints/last.pt").exists()
@@ -214,23 +214,23 @@ class Net(nn.Linear):
 def test_a_folder_that_is_deleted_meanwhile_does_not_end_the_run(dlrun: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "net_that_deletes.py").write_text(NET)
     words = ("data=line", "model._target_=net_that_deletes.Net", "trainer.epochs=12", *QUIET[:2])
-    done = dlrun(*words, "hydra.run.dir=run")
-    assert done.code == 1
-    assert "epoch 12/12" in done.out
-    assert "completed after 12 epochs" in done.out
+    outcome = dlrun(*words, "hydra.run.dir=run")
+    assert outcome.code == 1
+    assert "epoch 12/12" in outcome.out
+    assert "completed after 12 epochs" in outcome.out
     for lost in ("the checkpoint", "metrics.jsonl", "TensorBoard's events", "run.log", "result.json"):
-        assert f"{lost} (No such file or directory)" in done.err
-    assert len(done.err.splitlines()) == 1
+        assert f"{lost} (No such file or directory)" in outcome.err
+    assert len(outcome.err.splitlines()) == 1
     assert not (tmp_path / "run").exists()
 
 
 def test_where_nothing_can_be_written_the_run_does_not_start(dlrun: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for place in ("hydra.run.dir=file/run", "paths.outputs=file"):
-        done = dlrun(*QUIET, place)
-        assert done.code == 2
-        assert "Not a directory" in done.err
-        assert len(done.err.splitlines()) == 1
+        outcome = dlrun(*QUIET, place)
+        assert outcome.code == 2
+        assert "Not a directory" in outcome.err
+        assert len(outcome.err.splitlines()) == 1
 
 
 LIMITED = """
@@ -248,12 +248,12 @@ def test_a_limit_on_file_size_is_survived_by_a_real_process(
     limit: int, tmp_path: Path, python: Callable[..., Any]
 ) -> None:
     words = ["data.limit_batches=5", "trainer.epochs=3", "trainer.log_every_steps=1", "tracking.graph=false"]
-    done = python("-c", LIMITED.format(limit=limit), *words, "hydra.run.dir=run")
-    assert done.code == 1, done.err
-    assert len(done.err.splitlines()) == 1
-    assert "the checkpoint (File too large)" in done.err
-    assert "Traceback" not in done.out
-    assert "completed after 3 epochs" in done.out
+    outcome = python("-c", LIMITED.format(limit=limit), *words, "hydra.run.dir=run")
+    assert outcome.code == 1, outcome.err
+    assert len(outcome.err.splitlines()) == 1
+    assert "the checkpoint (File too large)" in outcome.err
+    assert "Traceback" not in outcome.out
+    assert "completed after 3 epochs" in outcome.out
     assert (tmp_path / "run/result.json").exists()
     assert not list((tmp_path / "run").rglob("*.tmp"))
     assert max(file.stat().st_size for file in (tmp_path / "run").rglob("*") if file.is_file()) <= limit
@@ -273,9 +273,9 @@ def test_a_small_file_system_that_fills_up_keeps_what_it_holds(tmp_path: Path, c
         refused = command(*limits, "paths.outputs=small", "hydra.run.dir=small/run")
         assert refused.code == 2
         assert "checkpoint.keep=1" in refused.err
-        done = command(*limits, "hydra.run.dir=small/run", "figures=false")
-        assert done.code == 1, done.err
-        assert "No space left on device" in done.err
+        outcome = command(*limits, "hydra.run.dir=small/run", "figures=false")
+        assert outcome.code == 1, outcome.err
+        assert "No space left on device" in outcome.err
         assert not list(small.rglob("*.tmp"))
         (small / "ballast").unlink()
         resumed = command("resume", "small/run", "trainer.epochs=4", "checkpoint.keep=1")

@@ -81,10 +81,10 @@ def test_a_run_with_a_link_out_is_refused(
         shutil.copy(file, victim)
     replace_by_link(tmp_path / "run" / name, victim if name == "checkpoints" else victim / "secret.png")
     before, run_before = content(victim), content(tmp_path / "run")
-    done = dlrun(words[0], "run", *words[1:])
-    assert done.code == 2, done.out
-    assert "is a link to" in done.err
-    assert len(done.err.splitlines()) == 1
+    outcome = dlrun(words[0], "run", *words[1:])
+    assert outcome.code == 2, outcome.out
+    assert "is a link to" in outcome.err
+    assert len(outcome.err.splitlines()) == 1
     assert (content(victim), content(tmp_path / "run")) == (before, run_before)
     with pytest.raises(RequestError, match="is a link to"):
         package.load(tmp_path / "run")
@@ -96,9 +96,9 @@ def test_nor_is_a_folder_with_one_taken_for_a_new_run(dlrun: Callable[..., Any],
         shutil.rmtree(tmp_path / "new", ignore_errors=True)
         (tmp_path / "new").mkdir()
         (tmp_path / "new" / name).symlink_to(victim / ("run.log" if name == "run.log" else ""))
-        done = dlrun(*QUICK, "hydra.run.dir=new")
-        assert done.code == 2, name
-        assert "is a link to" in done.err
+        outcome = dlrun(*QUICK, "hydra.run.dir=new")
+        assert outcome.code == 2, name
+        assert "is a link to" in outcome.err
         assert content(victim) == before
 
 
@@ -131,9 +131,9 @@ def test_a_pipe_is_no_file_of_a_run(dlrun: Callable[..., Any], trained_run: Path
     shutil.copytree(trained_run, tmp_path / "run")
     (tmp_path / "run" / "metrics.jsonl").unlink()
     os.mkfifo(tmp_path / "run" / "metrics.jsonl")
-    done = dlrun("resume", "run", "trainer.max_steps=6")
-    assert done.code == 2
-    assert "metrics.jsonl is no ordinary file" in done.err
+    outcome = dlrun("resume", "run", "trainer.max_steps=6")
+    assert outcome.code == 2
+    assert "metrics.jsonl is no ordinary file" in outcome.err
 
 
 @pytest.mark.slow
@@ -145,14 +145,14 @@ def test_a_job_of_a_sweep_lies_in_it(
     replace_by_link(job, victim)
     before = content(victim)
     for words in (("resume", "sweep"), ("resume", "sweep", "seed=3"), ("-m", *QUICK, "seed=1,2", "sweep.dir=sweep")):
-        done = dlrun(*words)
-        assert done.code == 2, words
-        assert "sweep/1_seed=2 is a link out of sweep" in done.err
+        outcome = dlrun(*words)
+        assert outcome.code == 2, words
+        assert "sweep/1_seed=2 is a link out of sweep" in outcome.err
         assert content(victim) == before
 
     job.unlink()
     replace_by_link(tmp_path / "sweep" / "figures", victim)
-    done = dlrun("compare", "sweep")
-    assert done.code == 2
-    assert "is a link to" in done.err
+    outcome = dlrun("compare", "sweep")
+    assert outcome.code == 2
+    assert "is a link to" in outcome.err
     assert content(victim) == before

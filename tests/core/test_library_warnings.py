@@ -71,20 +71,20 @@ def list_warnings() -> Iterator[list[warnings.WarningMessage]]:
 
 @pytest.mark.filterwarnings("default")
 def test_a_run_writes_what_libraries_warn_of_into_its_log(dlrun: Callable, warning_module: str) -> None:
-    done = dlrun(*QUICK, warning_module)
-    assert (done.code, done.err) == (0, "")
-    log = (done.folder / "run.log").read_text()
+    outcome = dlrun(*QUICK, warning_module)
+    assert (outcome.code, outcome.err) == (0, "")
+    log = (outcome.folder / "run.log").read_text()
     for text in ("FutureWarning: old way 0", "somelib.own: clipping input"):
         assert log.count(text) == 1
-        assert text not in done.out
+        assert text not in outcome.out
 
 
 @pytest.mark.filterwarnings("default")
 def test_warnings_of_own_code_are_a_note(dlrun: Callable, warning_module: str) -> None:
-    done = dlrun(*QUICK, warning_module)
+    outcome = dlrun(*QUICK, warning_module)
     note = "1 warning of code of yours is in run.log: warner.py, line 17: UserWarning: x is large"
-    assert f"note: {note}" in done.out
-    assert note in done.result["warnings"]
+    assert f"note: {note}" in outcome.out
+    assert note in outcome.result["warnings"]
 
 
 @pytest.mark.slow
@@ -98,10 +98,10 @@ def test_commands_without_a_log_hold_them_back_unless_v_is_given(dlrun: Callable
         ("check", *QUICK, warning_module),
     ):
         with list_warnings() as shown:
-            done = dlrun(*words)
-        assert done.code == 0, done.err
-        assert "somelib" not in done.out + done.err
-        assert "old way" not in done.out + done.err
+            outcome = dlrun(*words)
+        assert outcome.code == 0, outcome.err
+        assert "somelib" not in outcome.out + outcome.err
+        assert "old way" not in outcome.out + outcome.err
         assert {str(warning.message) for warning in shown} == {"x is large"}
     with list_warnings() as shown:
         assert "clipping input" in dlrun("-v", "eval", "run", *trust, "figures=false").err
@@ -116,9 +116,9 @@ def test_a_sweep_writes_them_into_the_logs_of_its_jobs(
     library = importlib.import_module("somelib")
     forward = MLP.forward
     monkeypatch.setattr(MLP, "forward", lambda net, x: (library.complain(), forward(net, x))[1])
-    done = dlrun("-m", "seed=0,1", *QUICK)
-    assert done.code == 0
-    assert "somelib" not in done.out + done.err
+    outcome = dlrun("-m", "seed=0,1", *QUICK)
+    assert outcome.code == 0
+    assert "somelib" not in outcome.out + outcome.err
     logs = [path.read_text() for path in tmp_path.glob("outputs/multirun/*/*/*/run.log")]
     assert len(logs) == 2
     assert all("somelib.own: clipping input" in log for log in logs)

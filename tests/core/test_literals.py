@@ -79,9 +79,9 @@ def texts(folder: Path) -> bytes:
 def test_nothing_in_a_loaded_run_is_evaluated(
     dlrun: Callable[..., Any], crafted_run: Path, tmp_path: Path, words: tuple[str, ...]
 ) -> None:
-    done = dlrun(*(str(crafted_run) if word == "RUN" else word for word in words))
-    assert done.code == 0, done.err
-    assert SECRET not in done.out + done.err
+    outcome = dlrun(*(str(crafted_run) if word == "RUN" else word for word in words))
+    assert outcome.code == 0, outcome.err
+    assert SECRET not in outcome.out + outcome.err
     assert SECRET.encode() not in texts(tmp_path)
     if words[0] == "resume":
         newest = checkpoint.load(crafted_run / "checkpoints" / "last.pt")
@@ -175,7 +175,7 @@ def test_a_setting_of_the_users_own_may_hold_a_dollar_and_a_brace(dlrun: Callabl
     (tmp_path / "conf" / "data").mkdir(parents=True)
     (tmp_path / "conf" / "data" / "dollar.yaml").write_text("_target_: dollar.data\nname: '\\$" + "{x}'\n")
     words = ("trainer.max_steps=2", "tracking.graph=false", "figures=false", "hydra.run.dir=run")
-    done = dlrun("--config-dir", "conf", "data=dollar", *words)
-    assert done.code == 0, done.err
-    done = dlrun("eval", "run", "trusted_modules=[dollar]", "figures=false")
-    assert done.code == 0, done.err
+    outcome = dlrun("--config-dir", "conf", "data=dollar", *words)
+    assert outcome.code == 0, outcome.err
+    outcome = dlrun("eval", "run", "trusted_modules=[dollar]", "figures=false")
+    assert outcome.code == 0, outcome.err

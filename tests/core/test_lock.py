@@ -133,10 +133,10 @@ def test_a_run_that_is_being_written_is_neither_resumed_nor_overwritten(dlrun: A
     try:
         before = contents(tmp_path / "run")
         for words in (("resume", "run", "trainer.epochs=2"), (*quiet, "hydra.run.dir=run")):
-            done = dlrun(*words)
-            assert done.code == 2
-            assert f"run is being written by process {process.pid} on " in done.err
-            assert len(done.err.splitlines()) == 1
+            outcome = dlrun(*words)
+            assert outcome.code == 2
+            assert f"run is being written by process {process.pid} on " in outcome.err
+            assert len(outcome.err.splitlines()) == 1
         assert contents(tmp_path / "run") == before
         assert dlrun("eval", "run", "figures=false").code == 0  # reading is no writing
     finally:

@@ -58,8 +58,8 @@ def crowded_folder(tmp_path: Path) -> Path:
 
 
 def run(words: tuple[str, ...], folder: Path) -> None:
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
+    outcome = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=600)
+    assert outcome.returncode == 0, outcome.stderr
     assert not (folder / "ran").exists()
 
 
@@ -87,6 +87,6 @@ def test_what_pythonpath_names_stays_where_it_is(monkeypatch: pytest.MonkeyPatch
 
 def test_an_own_file_that_an_installed_module_hides_is_named(dlrun: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "json.py").write_text(NET)
-    done = dlrun("data=line", "model._target_=json.Net")
-    assert done.code == 2
-    assert "the installed json has no Net, and hides json.py of the working directory; rename that file" in done.err
+    outcome = dlrun("data=line", "model._target_=json.Net")
+    assert outcome.code == 2
+    assert "the installed json has no Net, and hides json.py of the working directory; rename that file" in outcome.err

@@ -102,10 +102,10 @@ def test_no_command_prints_them(
         "missing": ("eval", f"{one}{TITLE}"),
         "filter": ("ls", "runs", outputs, f"no{TITLE}key=1"),
     }[command]
-    done = dlrun(*words)
-    assert done.code == (2 if command in ("missing", "filter") else 0), done.err
-    assert clean(done.out + done.err), repr(done.out + done.err)
-    assert r"\x1b]0;title\x07" in done.out + done.err
+    outcome = dlrun(*words)
+    assert outcome.code == (2 if command in ("missing", "filter") else 0), outcome.err
+    assert clean(outcome.out + outcome.err), repr(outcome.out + outcome.err)
+    assert r"\x1b]0;title\x07" in outcome.out + outcome.err
 
 
 @pytest.mark.slow
@@ -119,8 +119,8 @@ def test_files_for_people_show_them_and_files_for_programs_keep_them(runs: Path,
     line = dlrun("predict", str(one), f"{runs}/table.csv", "--format", "jsonl").out.splitlines()[1]
     assert clean(line)
     assert TITLE in json.loads(line)["prediction"]
-    done = dlrun("compare", str(one), str(two), f"paths.outputs={runs}/pages")
-    assert done.code == 0
+    outcome = dlrun("compare", str(one), str(two), f"paths.outputs={runs}/pages")
+    assert outcome.code == 0
     folder = next(next((runs / "pages").iterdir()).glob("*/*"))
     for name in ("report.html", "comparison.md"):
         assert clean((folder / name).read_text()), name

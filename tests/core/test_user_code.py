@@ -90,12 +90,12 @@ def line_of(key: str) -> int:
     ],
 )
 def test_an_exception_before_training_names_its_line(dlrun: Callable, key: str, word: str) -> None:
-    done = dlrun(*QUIET, word)
-    assert done.code == 2
-    assert f"ownnet.py, line {line_of(key)}" in done.err
-    assert f"'{key}'" in done.err
-    assert "Traceback" not in done.err
-    assert len(done.err.strip().splitlines()) == 1
+    outcome = dlrun(*QUIET, word)
+    assert outcome.code == 2
+    assert f"ownnet.py, line {line_of(key)}" in outcome.err
+    assert f"'{key}'" in outcome.err
+    assert "Traceback" not in outcome.err
+    assert len(outcome.err.strip().splitlines()) == 1
 
 
 def test_v_shows_the_traceback(dlrun: Callable) -> None:
@@ -103,23 +103,23 @@ def test_v_shows_the_traceback(dlrun: Callable) -> None:
 
 
 def test_without_the_preflight_the_failing_run_names_the_line(dlrun: Callable) -> None:
-    done = dlrun(*QUIET, "model._target_=ownnet.Training")
-    assert done.code == 1
-    assert f"ownnet.py, line {line_of('training')}: KeyError: 'training'" in done.err
-    assert "Traceback" not in done.err
+    outcome = dlrun(*QUIET, "model._target_=ownnet.Training")
+    assert outcome.code == 1
+    assert f"ownnet.py, line {line_of('training')}: KeyError: 'training'" in outcome.err
+    assert "Traceback" not in outcome.err
 
 
 def test_a_loss_that_is_no_tensor_is_a_sentence(dlrun: Callable) -> None:
-    done = dlrun(*QUIET, "task.loss=ownnet.number")
-    assert done.code == 2
-    assert "task.loss=ownnet.number must return a tensor, not float" in done.err
+    outcome = dlrun(*QUIET, "task.loss=ownnet.number")
+    assert outcome.code == 2
+    assert "task.loss=ownnet.number must return a tensor, not float" in outcome.err
 
 
 def test_a_module_that_cannot_be_imported_names_the_line(dlrun: Callable, tmp_path: Path) -> None:
     (tmp_path / "ownbroken.py").write_text("x = 1\ny = {}['gone']\n")
-    done = dlrun(*QUIET, "model._target_=ownbroken.Net")
-    assert done.code == 2
-    assert "ownbroken.py, line 2" in done.err
+    outcome = dlrun(*QUIET, "model._target_=ownbroken.Net")
+    assert outcome.code == 2
+    assert "ownbroken.py, line 2" in outcome.err
 
 
 def test_a_buffer_that_grows_in_training_passes_the_preflight(dlrun: Callable) -> None:

@@ -26,10 +26,10 @@ def refuse_without(dlrun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -
 
     def check(library: str, extra: str, *words: str) -> None:
         monkeypatch.setitem(sys.modules, library, None)
-        done = dlrun(*words)
-        assert done.code == 2
-        assert f"type pip install 'dlrun[{extra}]'" in done.err
-        assert len(done.err.splitlines()) == 1
+        outcome = dlrun(*words)
+        assert outcome.code == 2
+        assert f"type pip install 'dlrun[{extra}]'" in outcome.err
+        assert len(outcome.err.splitlines()) == 1
 
     return check
 

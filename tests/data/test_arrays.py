@@ -227,9 +227,9 @@ def test_an_npz_file_trains_is_evaluated_and_predicted(dlrun: Callable[..., Any]
     x = RANDOM.integers(0, 256, (40, 8, 8, 3)).astype(np.uint8)
     y = (np.arange(40) % 3 + 1).astype(np.uint8).reshape(-1, 1)
     np.savez_compressed(tmp_path / "set.npz", x_train=x[:30], y_train=y[:30], x_test=x[30:], y_test=y[30:])
-    done = dlrun("data=arrays", "data.path=set.npz", "model=mlp", "hydra.run.dir=run", *QUIET)
-    assert done.code == 0, done.err
-    assert "27 train, 3 val, 10 test" in done.out
+    outcome = dlrun("data=arrays", "data.path=set.npz", "model=mlp", "hydra.run.dir=run", *QUIET)
+    assert outcome.code == 0, outcome.err
+    assert "27 train, 3 val, 10 test" in outcome.out
     assert "the same as recorded in training" in dlrun("eval", "run", "figures=false").out
     np.save(tmp_path / "new.npy", x[30:])
     answers = dlrun("predict", "run", "new.npy", "--format", "csv")
@@ -249,26 +249,26 @@ def test_all_files_that_are_missing_or_damaged_are_named_at_once(dlrun: Callable
     (folder / "y.npy").unlink()
     break_file(folder / "x.npy")
     np.save(folder / "test_y.npy", np.zeros(3, int))
-    done = dlrun("data=arrays", "data.path=rows")
-    assert (done.code, done.out) == (2, "")
-    assert done.err.count("\n") == 4
+    outcome = dlrun("data=arrays", "data.path=rows")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.count("\n") == 4
     for words in ("x.npy is not a whole .npy file", "y.npy does not exist", "test_x.npy does not exist"):
-        assert words in done.err
+        assert words in outcome.err
     assert not (tmp_path / "outputs").exists()
 
     (tmp_path / "cut.npz").write_bytes(b"PK no archive")
     np.savez(tmp_path / "others.npz", a=np.ones(3))
     for name, words in (("cut", "is not a whole .npz file of arrays"), ("others", "holds no x (or X, x_train")):
-        done = dlrun("data=arrays", f"data.path={name}.npz")
-        assert (done.code, done.out) == (2, "")
-        assert words in done.err
+        outcome = dlrun("data=arrays", f"data.path={name}.npz")
+        assert (outcome.code, outcome.out) == (2, "")
+        assert words in outcome.err
 
 
 def test_a_file_instead_of_its_folder(dlrun: Callable[..., Any], tmp_path: Path) -> None:
     write(tmp_path / "rows", pictures(), np.arange(50) % 3)
-    done = dlrun("data=arrays", "data.path=rows/x.npy")
+    outcome = dlrun("data=arrays", "data.path=rows/x.npy")
     advice = "type the folder that x.npy and y.npy lie in, or an .npz file of both"
-    assert done.err == f"dlrun: data.path=rows/x.npy is a file; {advice}\n"
+    assert outcome.err == f"dlrun: data.path=rows/x.npy is a file; {advice}\n"
 
 
 def test_what_fits_is_held_in_memory_and_the_rest_is_not(tmp_path: Path) -> None:
@@ -295,9 +295,9 @@ def test_memory_and_workers_train_to_the_same_weights(dlrun: Callable[..., Any],
     write(tmp_path / "rows", pictures(90), np.arange(90) % 3)
     hashes = []
     for loader, workers in (("memory", 0), ("workers", 0), ("workers", 2)):
-        done = dlrun("data=arrays", "data.path=rows", f"data.loader={loader}", f"data.num_workers={workers}", *QUIET)
-        assert done.code == 0, done.err
-        hashes.append((done.result["weights_sha256"], done.result["metrics"]))
+        outcome = dlrun("data=arrays", "data.path=rows", f"data.loader={loader}", f"data.num_workers={workers}", *QUIET)
+        assert outcome.code == 0, outcome.err
+        hashes.append((outcome.result["weights_sha256"], outcome.result["metrics"]))
     assert hashes[0] == hashes[1] == hashes[2]
 
 
@@ -351,9 +351,9 @@ def test_a_mistake_is_one_sentence(mistake: str, tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_none(dlrun: Callable[..., Any]) -> None:
-    done = dlrun("data=arrays", "data.path=nowhere")
-    assert (done.code, done.out) == (2, "")
-    assert "data.path=nowhere does not exist" in done.err
+    outcome = dlrun("data=arrays", "data.path=nowhere")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "data.path=nowhere does not exist" in outcome.err
 
 
 @pytest.mark.slow

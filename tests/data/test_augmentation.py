@@ -209,7 +209,7 @@ def test_a_run_with_mixed_batches_is_the_same_from_memory_and_workers(dlrun, tmp
 )
 def test_what_cannot_be_mixed(words, sentence, dlrun, tmp_path, formats):
     formats.write_folder(tmp_path / "photos", {"a": 4, "b": 4})
-    done = dlrun(*RUN, *words)
-    assert (done.code, done.out) == (2, "")
-    assert sentence in done.err
+    outcome = dlrun(*RUN, *words)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert sentence in outcome.err
     assert not (tmp_path / "outputs").exists()

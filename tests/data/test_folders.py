@@ -276,21 +276,21 @@ def test_tables_of_labels_that_cannot_be(dlrun, tmp_path, lines, words):
     (tmp_path / "p" / "below").mkdir()
     shutil.copy(tmp_path / "p" / "0.png", tmp_path / "p" / "below" / "7.png")
     (tmp_path / "p" / "labels.csv").write_text("\n".join(lines))
-    done = dlrun("data=image_folder", "data.path=p", "data.labels=labels.csv", "data.test_fraction=0")
-    assert (done.code, done.out) == (2, "")
-    assert re.search(words, done.err)
+    outcome = dlrun("data=image_folder", "data.path=p", "data.labels=labels.csv", "data.test_fraction=0")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert re.search(words, outcome.err)
     assert not (tmp_path / "outputs").exists()
 
 
 def test_ten_missing_files_are_named_at_once(dlrun, tmp_path):
     write_folder(tmp_path, {"p": 1})
     (tmp_path / "p" / "labels.csv").write_text("".join(f"{i}.png,{'ab'[i % 2]}\n" for i in range(14)))
-    done = dlrun("data=image_folder", "data.path=p", "data.labels=labels.csv")
-    assert (done.code, done.out) == (2, "")
-    assert done.err.count("there is no file") == 10
-    assert "there are 3 more like these" in done.err
-    done = dlrun("data=image_folder", "data.path=p", "data.labels=label.csv")
-    assert "did you mean labels.csv? type its path" in done.err
+    outcome = dlrun("data=image_folder", "data.path=p", "data.labels=labels.csv")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.count("there is no file") == 10
+    assert "there are 3 more like these" in outcome.err
+    outcome = dlrun("data=image_folder", "data.path=p", "data.labels=label.csv")
+    assert "did you mean labels.csv? type its path" in outcome.err
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
@@ -421,10 +421,10 @@ def test_parts_inside_folders_of_their_name(tmp_path):
 
 def test_a_folder_around_the_class_folders_is_pointed_to(dlrun, tmp_path):
     write_folder(tmp_path / "archive" / "photos", {"a": 3, "b": 3})
-    done = dlrun("data=image_folder", "data.path=archive", "data.image_size=8")
-    assert (done.code, done.out) == (2, "")
-    assert "archive has only one class folder, 'photos'" in done.err
-    assert "type data.path=archive/photos" in done.err
+    outcome = dlrun("data=image_folder", "data.path=archive", "data.image_size=8")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "archive has only one class folder, 'photos'" in outcome.err
+    assert "type data.path=archive/photos" in outcome.err
 
 
 @pytest.mark.slow
@@ -434,11 +434,11 @@ def test_images_without_class_folders_are_no_test_part(dlrun, tmp_path):
     (tmp_path / "photos" / "other" / "test").rename(tmp_path / "photos" / "test")
     (tmp_path / "photos" / "other").rmdir()
     words = ("model=linear", "task.loss=cross_entropy", "trainer.epochs=1", "figures=false", "tracking.graph=false")
-    done = dlrun("data=image_folder", "data.path=photos", "data.image_size=8", *words)
-    assert done.code == 0, done.err
+    outcome = dlrun("data=image_folder", "data.path=photos", "data.image_size=8", *words)
+    assert outcome.code == 0, outcome.err
     note = "photos/test has 3 images and no class folders, so it is no test part; dlrun predict RUN photos/test tells"
-    assert note in " ".join(done.out.split())
-    predicted = dlrun("predict", str(done.folder), "photos/test")
+    assert note in " ".join(outcome.out.split())
+    predicted = dlrun("predict", str(outcome.folder), "photos/test")
     assert predicted.code == 0, predicted.err
     assert predicted.out.count(".png") >= 3
 
@@ -448,15 +448,15 @@ def test_tables_of_labels_are_looked_for_where_class_folders_lack(dlrun, tmp_pat
     lines = ["file,taken,kind", *(f"{i}.png,2020,{'ab'[i % 2]}" for i in range(6))]
     (tmp_path / "photos" / "labels.csv").write_text("\n".join(lines))
     words = ("data=image_folder", "data.path=photos", "data.image_size=8")
-    done = dlrun(*words)
-    assert (done.code, done.out) == (2, "")
-    assert "photos has no class folders" in done.err
-    assert "or type data.labels=labels.csv, a table of files and their classes" in done.err
+    outcome = dlrun(*words)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "photos has no class folders" in outcome.err
+    assert "or type data.labels=labels.csv, a table of files and their classes" in outcome.err
 
-    done = dlrun(*words, "data.labels=labels.csv")
-    assert (done.code, done.out) == (2, "")
-    assert "has only one label, '2020', in its column taken" in done.err
-    assert "data.label_column=<name> takes another of file, taken, kind" in done.err
+    outcome = dlrun(*words, "data.labels=labels.csv")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "has only one label, '2020', in its column taken" in outcome.err
+    assert "data.label_column=<name> takes another of file, taken, kind" in outcome.err
 
     splits = image_folder(str(tmp_path / "photos"), image_size=8, labels="labels.csv", label_column="kind")
     assert (splits.spec.class_names, splits.notes) == (("a", "b"), ())
@@ -532,9 +532,9 @@ def test_runs_without_the_key_scale_16_bits_to_8_as_before(tmp_path):
 @pytest.mark.parametrize("words", ["data.pixel_range=[5]", "data.pixel_range=[5,5]", "data.background=wite"])
 def test_ranges_and_colors_that_cannot_be(dlrun, tmp_path, words):
     write_folder(tmp_path, {"p/a": 3, "p/b": 3})
-    done = dlrun("data=image_folder", "data.path=p", words)
-    assert (done.code, done.out) == (2, "")
-    assert words.split("=")[0] in done.err
+    outcome = dlrun("data=image_folder", "data.path=p", words)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert words.split("=")[0] in outcome.err
     assert not (tmp_path / "outputs").exists()
 
 
@@ -550,8 +550,8 @@ def test_predict_and_eval_read_single_files_as_training_did(dlrun, tmp_path):
     exif[0x0112] = 6
     Image.fromarray(pixels).save(tmp_path / "p" / "b" / "turned.jpg", exif=exif)
     words = ("data.image_size=8", "data.background=black", "model=mlp", "trainer.max_steps=2", "figures=false")
-    done = dlrun("data=image_folder", "data.path=p", *words, "tracking.graph=false", "hydra.run.dir=run")
-    assert done.code == 0, done.err
+    outcome = dlrun("data=image_folder", "data.path=p", *words, "tracking.graph=false", "hydra.run.dir=run")
+    assert outcome.code == 0, outcome.err
 
     shutil.copytree(tmp_path / "p", tmp_path / "other")
     for path in (tmp_path / "other").glob("*/[1-3].png"):

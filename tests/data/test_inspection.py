@@ -390,46 +390,46 @@ def run_with_data(dlrun: Callable[..., Any], tmp_path: Path) -> Callable[..., An
 @pytest.mark.slow
 def test_flat_targets_are_learned_and_not_stretched(run_with_data: Callable[..., Any]) -> None:
     words = ("model=linear", "trainer.max_steps=null", "trainer.epochs=60", "optimizer.lr=0.1")
-    done = run_with_data("flat", *words)
-    assert done.code == 0, done.err
-    assert done.result["metrics"]["val/r2"] > 0.99  # -0.04 where (N,) and (N, 1) make (N, N)
-    assert "train targets of shape (rows,) were taken as (rows, 1)" in " ".join(done.out.split())
+    outcome = run_with_data("flat", *words)
+    assert outcome.code == 0, outcome.err
+    assert outcome.result["metrics"]["val/r2"] > 0.99  # -0.04 where (N,) and (N, 1) make (N, N)
+    assert "train targets of shape (rows,) were taken as (rows, 1)" in " ".join(outcome.out.split())
 
 
 @pytest.mark.parametrize("look", ["true", "false"])
 def test_a_net_that_answers_another_shape_never_trains(run_with_data: Callable[..., Any], look: str) -> None:
-    done = run_with_data("flat", "model._target_=mine.Squeezed", f"preflight={look}")
+    outcome = run_with_data("flat", "model._target_=mine.Squeezed", f"preflight={look}")
     if look == "true":
-        assert done.code == 2
-        assert "the model's output has the shape (2,), and regression with 1 outputs needs (2, 1)" in done.err
+        assert outcome.code == 2
+        assert "the model's output has the shape (2,), and regression with 1 outputs needs (2, 1)" in outcome.err
         return
-    assert done.code == 1
+    assert outcome.code == 1
     message = "the model's outputs (64,) and the targets (64, 1) of a batch differ in shape; return spec.output_size=1"
-    assert message in " ".join(done.err.split())
+    assert message in " ".join(outcome.err.split())
 
 
 @pytest.mark.parametrize("command", [("check",), ()])
 def test_a_bad_row_of_the_test_part_is_found_before_the_first_step(
     dlrun: Callable[..., Any], run_with_data: Callable[..., Any], tmp_path: Path, command: tuple[str, ...]
 ) -> None:
-    done = dlrun(*command, "data._target_=mine.infinite", "model=linear", *QUIET)
-    assert (done.code, done.out) == (2, "")
-    assert "data=infinite: row 77 of test has a target of inf" in done.err
+    outcome = dlrun(*command, "data._target_=mine.infinite", "model=linear", *QUIET)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "data=infinite: row 77 of test has a target of inf" in outcome.err
     assert not (tmp_path / "outputs").exists()
 
 
 @pytest.mark.parametrize("loader", ["memory", "workers"])
 def test_a_dataset_is_looked_at_as_it_is_read(run_with_data: Callable[..., Any], loader: str) -> None:
     words = ("data.batch_size=10", f"data.loader={loader}", "data.num_workers=0", "data.shuffle=false")
-    done = run_with_data("late", *words, "trainer.max_steps=null", "trainer.epochs=1", "data.val_fraction=0")
-    assert "row 70 of train holds nan in the inputs, column 0" in " ".join(done.err.split())
-    assert done.code == (2 if loader == "memory" else 1)  # in memory before the first step, else at its batch
+    outcome = run_with_data("late", *words, "trainer.max_steps=null", "trainer.epochs=1", "data.val_fraction=0")
+    assert "row 70 of train holds nan in the inputs, column 0" in " ".join(outcome.err.split())
+    assert outcome.code == (2 if loader == "memory" else 1)  # in memory before the first step, else at its batch
 
 
 @pytest.mark.parametrize("loader", ["memory", "workers"])
 def test_the_parts_that_torch_draws_are_datasets_like_others(run_with_data: Callable[..., Any], loader: str) -> None:
-    done = run_with_data("halves", "model=linear", f"data.loader={loader}", "data.num_workers=0")
-    assert done.code == 0, done.err
+    outcome = run_with_data("halves", "model=linear", f"data.loader={loader}", "data.num_workers=0")
+    assert outcome.code == 0, outcome.err
     assert isinstance(Subset(TensorDataset(X), [0]).__getitems__([0]), list)  # whose batches come as lists of samples
 
 
@@ -445,10 +445,10 @@ def test_a_number_that_is_none_is_found_in_every_file(
             x[row, 2] = np.nan
         np.save(folder / f"{name}x.npy", x)
         np.save(folder / f"{name}y.npy", np.arange(count) % 2)
-    done = dlrun("data=arrays", "data.path=rows", "model=linear", *QUIET)
-    assert done.code == 2
+    outcome = dlrun("data=arrays", "data.path=rows", "model=linear", *QUIET)
+    assert outcome.code == 2
     message = f"row {row:,} of rows/{file}.npy holds nan in the inputs, column 2 (counted from 0)"
-    assert message in " ".join(done.err.split())
+    assert message in " ".join(outcome.err.split())
 
 
 def test_built_in_data_go_through_it_too(dlrun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -169,9 +169,9 @@ def test_the_test_rows_of_a_run_are_lines_of_its_table(train_on: Callable[..., A
 @pytest.mark.parametrize("kinds", ["zyx" * 20 + "z", "y", "yyyy", "xyyyyy", "zx" * 30])
 def test_another_table_is_read_whole(train_on: Callable[..., Any], tmp_path: Path, kinds: str) -> None:
     lines = write_table(tmp_path / "other.csv", kinds, start=1000)
-    done = train_on("eval", "run", "data.path=other.csv", "figures=false")
-    assert done.code == 0, done.err
-    assert f"all, as the run has not seen them, {len(kinds)} rows" in done.out
+    outcome = train_on("eval", "run", "data.path=other.csv", "figures=false")
+    assert outcome.code == 0, outcome.err
+    assert f"all, as the run has not seen them, {len(kinds)} rows" in outcome.out
     rows = predictions(tmp_path / "run")
     assert [row["true"] for row in rows] == list(kinds)
     assert [int(row["row"]) for row in rows] == list(range(len(kinds)))
@@ -183,15 +183,15 @@ def test_the_own_table_is_known_in_another_place(dlrun: Callable[..., Any], tmp_
     write_table(tmp_path / "t.csv", "xyz" * 20)
     assert dlrun("data=csv", "data.path=t.csv", "model=linear", "hydra.run.dir=run", *QUIET).code == 0
     (tmp_path / "t.csv").rename(tmp_path / "moved.csv")
-    done = dlrun("eval", "run", "data.path=moved.csv", "figures=false")
-    assert "csv: test, 12 rows" in done.out
-    assert "the same as recorded in training" in done.out
+    outcome = dlrun("eval", "run", "data.path=moved.csv", "figures=false")
+    assert "csv: test, 12 rows" in outcome.out
+    assert "the same as recorded in training" in outcome.out
     write_table(tmp_path / "moved.csv", "xyz" * 20, start=5)  # as many rows of the same classes, and others
-    done = dlrun("eval", "run", "data.path=moved.csv", "figures=false")
-    assert "all, as the run has not seen them, 60 rows" in done.out
+    outcome = dlrun("eval", "run", "data.path=moved.csv", "figures=false")
+    assert "all, as the run has not seen them, 60 rows" in outcome.out
     write_table(tmp_path / "t.csv", "xyz" * 20 + "y")  # the table has grown since
-    done = dlrun("eval", "run", "figures=false")
-    assert "all, as the run has not seen them, 61 rows" in done.out
+    outcome = dlrun("eval", "run", "figures=false")
+    assert "all, as the run has not seen them, 61 rows" in outcome.out
 
 
 @pytest.mark.slow
@@ -211,8 +211,8 @@ def test_other_arrays_and_pictures_are_read_whole(dlrun: Callable[..., Any], tmp
     words = ("data.image_size=8", "model=linear", "hydra.run.dir=seen", *QUIET)
     assert dlrun("data=image_folder", "data.path=photos", *words).code == 0
     for in_memory in ("true", "false"):
-        done = dlrun("eval", "seen", "data.path=more", f"data.in_memory={in_memory}", "figures=false")
-        assert done.code == 0, done.err
+        outcome = dlrun("eval", "seen", "data.path=more", f"data.in_memory={in_memory}", "figures=false")
+        assert outcome.code == 0, outcome.err
         (row,) = predictions(tmp_path / "seen")
         assert (row["true"], row["source"]) == ("dog", "more/dog/0.png")
 
@@ -267,12 +267,12 @@ def test_an_exported_script_reads_the_same_classes(
     block = {"_target_": "dlrun.data.tabular.csv", "path": "t.csv", "target": -1, "task": "multiclass", "header": None}
     block |= {"delimiter": ",", "test_fraction": 0.2, "normalize": True, "seed": 0}
     (tmp_path / "own" / "data" / "old.yaml").write_text(json.dumps(block))
-    done = dlrun("--config-dir", "own", "data=old", "model=linear", "hydra.run.dir=run", *QUIET)
-    assert done.code == 0, done.err
+    outcome = dlrun("--config-dir", "own", "data=old", "model=linear", "hydra.run.dir=run", *QUIET)
+    assert outcome.code == 0, outcome.err
     assert dlrun("export", "run", "format=python").code == 0
     script = python("run/export/python/train.py")
     assert script.code == 0, script.err
-    assert f"weights {done.result['weights_sha256']} as in the run" in script.out
+    assert f"weights {outcome.result['weights_sha256']} as in the run" in script.out
 
 
 @pytest.mark.parametrize("kind", ["table", "arrays", "folder"])
@@ -291,13 +291,13 @@ def test_nothing_is_learned_of_one_class_and_all_is_evaluated(
         write_folder(tmp_path / "one", {"cat": 2})
         words, message = ("data=image_folder", "data.path=one"), "has only one class folder, 'cat', so there is nothing"
     for command in ((), ("check",)):
-        done = dlrun(*command, *words, "model=linear", *QUIET)
-        assert done.code == 2
-        assert message in " ".join(done.err.split())
+        outcome = dlrun(*command, *words, "model=linear", *QUIET)
+        assert outcome.code == 2
+        assert message in " ".join(outcome.err.split())
 
 
 def test_a_table_of_one_row_is_not_trained_on(dlrun: Callable[..., Any], tmp_path: Path) -> None:
     write_table(tmp_path / "one.csv", "x")
-    done = dlrun("data=csv", "data.path=one.csv", "model=linear")
-    assert done.code == 2
-    assert "one.csv has one row only, at least two are needed" in done.err
+    outcome = dlrun("data=csv", "data.path=one.csv", "model=linear")
+    assert outcome.code == 2
+    assert "one.csv has one row only, at least two are needed" in outcome.err

@@ -226,8 +226,8 @@ def test_rows_are_named_and_orders_read_alike(dlrun, digits, tmp_path):
     words = (*WORDS, *QUIET, "data.num_workers=0", "trainer.epochs=1")
     assert dlrun(*words, "data.order=shards", "hydra.run.dir=run").code == 0
     assert dlrun("eval", "run", "figures=false").code == 0
-    done = dlrun("predict", "run", "digits/digits-000.tar")
-    assert (done.code, "dlrun eval RUN data.path=<it>" in done.err) == (2, True)
+    outcome = dlrun("predict", "run", "digits/digits-000.tar")
+    assert (outcome.code, "dlrun eval RUN data.path=<it>" in outcome.err) == (2, True)
     table = next((tmp_path / "run" / "eval").rglob("predictions.csv")).read_text().splitlines()
     assert table[0].endswith(",source")
     assert all("digits/digits-00" in line and ".tar:000" in line for line in table[1:])

@@ -73,8 +73,8 @@ def eject(dlrun: Callable[..., Any], plain: Callable[..., Any]) -> Callable[...,
         folders = sorted(path.parent for path in Path("trained").rglob("result.json"))
         assert folders
         for folder in folders:
-            done = dlrun("export", str(folder), "format=python")
-            assert done.code == 0, done.err
+            outcome = dlrun("export", str(folder), "format=python")
+            assert outcome.code == 0, outcome.err
         files = [folder / "export" / "python" / "train.py" for folder in folders]
         outputs = parse_output(plain(before + FILES, *map(str, files)))
         for folder, file in zip(folders, files, strict=True):
@@ -89,11 +89,11 @@ def eject(dlrun: Callable[..., Any], plain: Callable[..., Any]) -> Callable[...,
     return run
 
 
-def parse_output(done: Any) -> dict[str, list[str]]:
+def parse_output(outcome: Any) -> dict[str, list[str]]:
     """What each file printed, run by a Python that finds neither dlrun nor Hydra."""
-    assert done.code == 0, done.out[-2000:] + done.err[-3000:]
-    assert not [line for line in done.err.splitlines() if "Lazy modules" not in line and "warnings.warn" not in line]
-    parts = re.split(r"^file (.*)\n", done.out, flags=re.MULTILINE)[1:]
+    assert outcome.code == 0, outcome.out[-2000:] + outcome.err[-3000:]
+    assert not [line for line in outcome.err.splitlines() if "Lazy modules" not in line and "warnings.warn" not in line]
+    parts = re.split(r"^file (.*)\n", outcome.out, flags=re.MULTILINE)[1:]
     return {path: text.splitlines() for path, text in zip(parts[::2], parts[1::2], strict=True)}
 
 
@@ -111,8 +111,8 @@ def look(files: list[Path], most_lines: int) -> None:
     """A file is a page, and as ruff would have it."""
     config = ("--config", str(Path(__file__).parents[2] / "pyproject.toml"), "--no-cache")
     for words in (("check", *config), ("format", "--diff", *config)):
-        done = subprocess.run([find_ruff_bin(), *words, *map(str, files)], capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
+        outcome = subprocess.run([find_ruff_bin(), *words, *map(str, files)], capture_output=True, text=True)
+        assert outcome.returncode == 0, outcome.stdout + outcome.stderr
     for file in files:
         text = file.read_text()
         assert len(text.splitlines()) <= most_lines, text
@@ -259,8 +259,8 @@ def test_a_member_of_a_stack_is_trained_alone_and_says_why_its_bits_differ(
     assert dlrun("export", str(member), "format=python").code == 0
 
     file = next(member.glob("export/**/train.py"))
-    done = plain(FILES, str(file))
-    weights = next(line for line in done.out.splitlines() if line.startswith("weights "))
+    outcome = plain(FILES, str(file))
+    weights = next(line for line in outcome.out.splitlines() if line.startswith("weights "))
     # Of the run alone to the bit.
     assert weights.split()[1] == json.loads(Path("alone/result.json").read_text())["weights_sha256"]
     assert weights.endswith(("as in the run", "not to the bit those of the run, which trained in a stack"))

@@ -69,10 +69,11 @@ def test_a_process_without_rows_has_an_input_and_no_target() -> None:
 
 def test_a_single_process_is_said_how_to_be_started(dlrun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    done = dlrun(*WORDS)
-    assert (done.code, done.out) == (2, "")
+    outcome = dlrun(*WORDS)
+    assert (outcome.code, outcome.out) == (2, "")
     assert (
-        done.err == "dlrun: WORLD_SIZE is set but RANK, MASTER_ADDR, MASTER_PORT is not; type torchrun -m dlrun ...\n"
+        outcome.err
+        == "dlrun: WORLD_SIZE is set but RANK, MASTER_ADDR, MASTER_PORT is not; type torchrun -m dlrun ...\n"
     )
 
 
@@ -119,8 +120,8 @@ def train_twice(
     def train(batch_size: int, *words: str) -> tuple[Path, Path]:
         words = (*words, "trainer.epochs=2")
         assert dlrun(*words, f"data.batch_size={batch_size}", "hydra.run.dir=one").code == 0
-        done = ranks(2, *words, f"data.batch_size={batch_size // 2}", "hydra.run.dir=two")
-        assert done.returncode == 0, done.stderr
+        outcome = ranks(2, *words, f"data.batch_size={batch_size // 2}", "hydra.run.dir=two")
+        assert outcome.returncode == 0, outcome.stderr
         one = tmp_path / "one"
         two = tmp_path / "two"
         assert compute_largest_difference(one, two) < 1e-5
@@ -131,9 +132,9 @@ def train_twice(
     return train
 
 
-def list_messages(done: "subprocess.CompletedProcess[str]") -> list[str]:
+def list_messages(outcome: "subprocess.CompletedProcess[str]") -> list[str]:
     """What dlrun said on stderr, without torchrun's own lines."""
-    return [line for line in done.stderr.splitlines() if line.startswith("dlrun: ")]
+    return [line for line in outcome.stderr.splitlines() if line.startswith("dlrun: ")]
 
 
 @pytest.mark.slow
@@ -168,14 +169,14 @@ def test_two_processes_train_as_one_with_twice_the_batch(
     more = ("optimizer=sgd", "optimizer.lr=0.05", "trainer.epochs=3", "checkpoint.every_steps=4")
     one, two = ((*WORDS, *more, *(w % size if "%d" in w else w for w in words)) for size in (26, 13))
     assert dlrun(*one, "hydra.run.dir=one").code == 0
-    done = launch(2, *two, "hydra.run.dir=two")
-    assert done.returncode == 0, done.stderr
+    outcome = launch(2, *two, "hydra.run.dir=two")
+    assert outcome.returncode == 0, outcome.stderr
     assert compute_largest_difference(tmp_path / "one", tmp_path / "two") < 1e-5
     for a, b in zip(rows_in(tmp_path / "one"), rows_in(tmp_path / "two"), strict=True):
         assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "two"]
     assert len(list((tmp_path / "two").glob("events.out.tfevents.*[0-9]"))) == 1
-    assert done.stdout.count("completed after 3 epochs") == 1
+    assert outcome.stdout.count("completed after 3 epochs") == 1
 
 
 WATCHING = """
@@ -202,10 +203,10 @@ def test_callbacks_log_the_mean_over_the_processes_and_each_gets_its_own_state_b
     words = (*WORDS, "optimizer=sgd", "+callbacks.w._target_=watching.Watching")
     assert dlrun(*words, "data.batch_size=26", "trainer.epochs=3", "hydra.run.dir=one").code == 0
     for epochs, name in ((3, "two"), (1, "resumed")):
-        done = ranks(2, *words, "data.batch_size=13", f"trainer.epochs={epochs}", f"hydra.run.dir={name}")
-        assert done.returncode == 0, done.stderr
-    done = ranks(2, "resume", "resumed", "trainer.epochs=3", "trusted_modules=[watching]")
-    assert done.returncode == 0, done.stderr
+        outcome = ranks(2, *words, "data.batch_size=13", f"trainer.epochs={epochs}", f"hydra.run.dir={name}")
+        assert outcome.returncode == 0, outcome.stderr
+    outcome = ranks(2, "resume", "resumed", "trainer.epochs=3", "trusted_modules=[watching]")
+    assert outcome.returncode == 0, outcome.stderr
 
     for one, two in zip(rows_in(tmp_path / "one"), rows_in(tmp_path / "two"), strict=True):
         assert two["gradient"] == pytest.approx(one["gradient"], rel=1e-4)
@@ -238,8 +239,8 @@ def test_layers_that_are_not_always_used_train_as_in_one_process(
     shutil.copy(Path(__file__).parents[1] / "nets_of_users.py", tmp_path / "user_nets.py")
     words = (*WORDS, "model._target_=user_nets.Unused", "optimizer=momentum", "trainer.epochs=2", *more)
     assert dlrun(*words, "data.batch_size=4", "hydra.run.dir=one").code == 0
-    done = ranks(2, *words, "data.batch_size=2", "hydra.run.dir=two")
-    assert done.returncode == 0, done.stderr
+    outcome = ranks(2, *words, "data.batch_size=2", "hydra.run.dir=two")
+    assert outcome.returncode == 0, outcome.stderr
     assert compute_largest_difference(tmp_path / "one", tmp_path / "two") < 1e-5
 
 
@@ -361,8 +362,8 @@ def test_what_a_net_keeps_is_that_of_process_0_in_all(
 ) -> None:
     shutil.copy(Path(__file__).parents[1] / "nets_of_users.py", tmp_path / "user_nets.py")
     words = (*WORDS, f"model._target_=user_nets.{name}", "trainer.epochs=3", "trainer.ema_decay=0.5")
-    done = ranks(2, *words, "hydra.run.dir=run")
-    assert done.returncode == 0, done.stderr
+    outcome = ranks(2, *words, "hydra.run.dir=run")
+    assert outcome.returncode == 0, outcome.stderr
     assert dlrun("eval", "run", "trusted_modules=[user_nets]").code == 0
     evaluated = json.loads(next((tmp_path / "run" / "eval").rglob("metrics.json")).read_text())
     best = rows_in(tmp_path / "run")[result_in(tmp_path / "run")["best"]["epoch"] - 1]
@@ -374,8 +375,8 @@ def test_what_is_compiled_before_the_training_takes_no_part_in_it(tmp_path: Path
     """Gradients of the batches that are thrown away are summed up over the processes too; nothing is compiled here."""
     words = (*WORDS, "model.dropout=0.2", "data.batch_size=13", "trainer.epochs=2")
     for folder, more in (("plain", ()), ("compiled", ("device.compile=true",))):
-        done = ranks(2, *words, *more, f"hydra.run.dir={folder}", start=("-c", WITHOUT_COMPILER))
-        assert done.returncode == 0, done.stderr
+        outcome = ranks(2, *words, *more, f"hydra.run.dir={folder}", start=("-c", WITHOUT_COMPILER))
+        assert outcome.returncode == 0, outcome.stderr
     assert result_in(tmp_path / "compiled")["compile_seconds"] > 0
     assert rows_in(tmp_path / "compiled") == rows_in(tmp_path / "plain")
     assert compute_largest_difference(tmp_path / "compiled", tmp_path / "plain") == 0
@@ -478,13 +479,13 @@ def test_a_failing_process_ends_all_and_is_named(
     (tmp_path / "failing.py").write_text(FAILING)
     began = time.monotonic()
     own = ("model._target_=failing.Net", f"+model.how={how}", "device.timeout_seconds=3", "preflight=false")
-    done = launch(2, *WORDS, *own, "hydra.run.dir=run")
-    assert done.returncode != 0
+    outcome = launch(2, *WORDS, *own, "hydra.run.dir=run")
+    assert outcome.returncode != 0
     assert time.monotonic() - began < 90
-    assert [line for line in list_messages(done) if sentence in line], list_messages(done)
+    assert [line for line in list_messages(outcome) if sentence in line], list_messages(outcome)
     assert result_in(tmp_path / "run")["status"] == "failed"
     assert sentence in result_in(tmp_path / "run")["error"]
-    assert len(list_messages(done)) == 1
+    assert len(list_messages(outcome)) == 1
 
 
 @pytest.mark.slow
@@ -499,11 +500,11 @@ def test_a_wrong_request_is_said_once_and_writes_nothing(
         (("eval", "outputs"), "dlrun eval is done by one process"),
         (("device.num_threads=auto",), "times one process alone"),
     ):
-        done = torchrun(2, *words) if words == ("model=resnett",) else ranks(2, *words)
-        assert done.returncode != 0
-        assert len(list_messages(done)) == 1, done.stderr
-        assert sentence in list_messages(done)[0]
-        assert done.stdout == ""
+        outcome = torchrun(2, *words) if words == ("model=resnett",) else ranks(2, *words)
+        assert outcome.returncode != 0
+        assert len(list_messages(outcome)) == 1, outcome.stderr
+        assert sentence in list_messages(outcome)[0]
+        assert outcome.stdout == ""
     assert list(tmp_path.iterdir()) == []
     assert torchrun(2, "--help").stdout.startswith("Usage: dlrun")
 

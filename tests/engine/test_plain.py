@@ -360,9 +360,9 @@ def test_a_run_with_numpy_in_it_is_gone_on_with_to_the_same_end(dlrun: Callable[
 def test_what_cannot_be_saved_is_refused_before_the_first_step(
     word: str, sentence: str, dlrun: Callable[..., Any]
 ) -> None:
-    done = dlrun(*WORDS, word)
-    assert (done.code, len(done.err.splitlines())) == (2, 1), done.err
-    assert sentence in done.err
+    outcome = dlrun(*WORDS, word)
+    assert (outcome.code, len(outcome.err.splitlines())) == (2, 1), outcome.err
+    assert sentence in outcome.err
     assert not Path("outputs").exists()
 
 
@@ -385,7 +385,7 @@ def test_the_first_checkpoint_is_read_back_once(dlrun: Callable[..., Any], monke
         raise CheckpointError(f"{path} holds more than tensors and plain values; it is not opened")
 
     monkeypatch.setattr("dlrun.runs.checkpoint_manager.load", refuse)
-    done = dlrun(*words, "hydra.run.dir=other")
-    assert done.code == 1
-    assert "the first checkpoint was written, and cannot be read back" in done.err
+    outcome = dlrun(*words, "hydra.run.dir=other")
+    assert outcome.code == 1
+    assert "the first checkpoint was written, and cannot be read back" in outcome.err
     assert not list(Path("other/checkpoints").glob("*.pt"))

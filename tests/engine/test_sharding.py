@@ -59,8 +59,8 @@ def assert_equal_runs(one: Path, two: Path, relative: float = 1e-5, relative_of_
         assert row == pytest.approx(other, rel=relative_of_rows, abs=0.01 * relative_of_rows)
 
 
-def list_messages(done: Any) -> list[str]:
-    return [line for line in done.stderr.splitlines() if line.startswith("dlrun: ")]
+def list_messages(outcome: Any) -> list[str]:
+    return [line for line in outcome.stderr.splitlines() if line.startswith("dlrun: ")]
 
 
 OWN = """
@@ -134,9 +134,9 @@ def test_shares_are_trained_to_the_weights_of_one_process(
     count: int, words: tuple[str, ...], tmp_path: Path, ranks: Callable[..., Any], dlrun: Callable[..., Any]
 ) -> None:
     assert dlrun(*WORDS, *words, "data.batch_size=24", "hydra.run.dir=one").code == 0
-    done = ranks(count, *WORDS, *words, f"data.batch_size={24 // count}", SHARDED, "hydra.run.dir=shared")
-    assert done.returncode == 0, done.stderr
-    assert f"{count} processes, fsdp2" in done.stdout
+    outcome = ranks(count, *WORDS, *words, f"data.batch_size={24 // count}", SHARDED, "hydra.run.dir=shared")
+    assert outcome.returncode == 0, outcome.stderr
+    assert f"{count} processes, fsdp2" in outcome.stdout
     assert_equal_runs(tmp_path / "one", tmp_path / "shared")
     assert read_norms(tmp_path / "one") == pytest.approx(read_norms(tmp_path / "shared"), rel=1e-4)
     assert len((tmp_path / "shared" / "fingerprints.jsonl").read_text().splitlines()) == 4
@@ -152,8 +152,8 @@ def test_a_loss_of_the_net_may_be_made_of_its_weights(
     words = ("data=blobs", *WORDS[3:], "model._target_=own_net.Net", "+model.kind=decay", "optimizer=momentum")
     words = (*words, "device.precision=bf16", "trainer.log_every_steps=1")
     assert dlrun(*words, "data.batch_size=24", "hydra.run.dir=one").code == 0
-    done = ranks(2, *words, "data.batch_size=12", SHARDED, "hydra.run.dir=shared")
-    assert done.returncode == 0, done.stderr
+    outcome = ranks(2, *words, "data.batch_size=12", SHARDED, "hydra.run.dir=shared")
+    assert outcome.returncode == 0, outcome.stderr
     # Sums of half a batch are rounded to 8 bits, too.
     assert_equal_runs(tmp_path / "one", tmp_path / "shared", relative=0.02, relative_of_rows=0.02)
 
@@ -166,14 +166,14 @@ def test_a_killed_run_goes_on_with_any_number_of_processes(
     words = (*WORDS, "optimizer=momentum", "trainer.ema_decay=0.9", "trainer.epochs=6", "checkpoint.every_steps=4")
     assert dlrun(*words, "data.batch_size=24", "hydra.run.dir=one").code == 0
     words = (*words, "data.batch_size=8", SHARDED, "hydra.run.dir=run")
-    done = ranks(3, *words, "resume=auto", start=("-c", killed_at_save(4)))
-    assert done.returncode == -signal.SIGKILL
+    outcome = ranks(3, *words, "resume=auto", start=("-c", killed_at_save(4)))
+    assert outcome.returncode == -signal.SIGKILL
     # The first file of the second attempt is the fifth.
     for count, nth in ((2, 3), (1, 3)):
-        done = ranks(count, "resume", "run", start=("-c", killed_at_save(nth)))
-        assert done.returncode == -signal.SIGKILL, done.stderr
-    done = ranks(2, "resume", "run")
-    assert done.returncode == 0, done.stderr
+        outcome = ranks(count, "resume", "run", start=("-c", killed_at_save(nth)))
+        assert outcome.returncode == -signal.SIGKILL, outcome.stderr
+    outcome = ranks(2, "resume", "run")
+    assert outcome.returncode == 0, outcome.stderr
     assert_equal_runs(tmp_path / "one", tmp_path / "run")
 
 
@@ -186,13 +186,13 @@ def test_a_killed_run_goes_on_exactly_and_ends_under_ddp(
     words = ("data=blobs", *WORDS[3:], "model._target_=own_net.Net", "optimizer=adam", "data.batch_size=12", SHARDED)
     words = (*words, "+callbacks.s._target_=own_net.Shares", "checkpoint.every_steps=4", "trainer.ema_decay=0.9")
     assert ranks(2, *words, "hydra.run.dir=whole").returncode == 0
-    done = ranks(2, *words, "hydra.run.dir=run", start=("-c", killed_at_save(4)))
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    outcome = ranks(2, *words, "hydra.run.dir=run", start=("-c", killed_at_save(4)))
+    assert outcome.returncode == -signal.SIGKILL, outcome.stderr
     shutil.copytree(tmp_path / "run", tmp_path / "other")
     trust = "trusted_modules=[own_net]"
     for run, word in (("run", SHARDED), ("other", "device.strategy=ddp")):
-        done = ranks(2, "resume", run, trust, word)
-        assert done.returncode == 0, done.stderr
+        outcome = ranks(2, "resume", run, trust, word)
+        assert outcome.returncode == 0, outcome.stderr
     assert_equal_runs(tmp_path / "whole", tmp_path / "run", relative=0, relative_of_rows=0)
     for row, other in zip(rows_in(tmp_path / "whole"), rows_in(tmp_path / "other"), strict=True):
         assert row["val/loss"] == pytest.approx(other["val/loss"], rel=1e-4)
@@ -213,18 +213,18 @@ def test_a_killed_run_goes_on_exactly_and_ends_under_ddp(
 def test_what_cannot_be_shared_is_said_before_anything_is_written(
     words: tuple[str, ...], sentence: str, tmp_path: Path, ranks: Callable[..., Any]
 ) -> None:
-    done = ranks(2, *WORDS, SHARDED, *words)
-    assert done.returncode == 2
-    assert len(list_messages(done)) == 1, done.stderr
-    assert sentence in list_messages(done)[0]
+    outcome = ranks(2, *WORDS, SHARDED, *words)
+    assert outcome.returncode == 2
+    assert len(list_messages(outcome)) == 1, outcome.stderr
+    assert sentence in list_messages(outcome)[0]
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
 def test_one_process_trains_the_whole_net_and_says_so(dlrun: Callable[..., Any]) -> None:
-    done = dlrun(*WORDS, SHARDED, "hydra.run.dir=run")
-    assert done.code == 0
-    assert "note: device.strategy has no effect here: there is one process only" in done.out
+    outcome = dlrun(*WORDS, SHARDED, "hydra.run.dir=run")
+    assert outcome.code == 0
+    assert "note: device.strategy has no effect here: there is one process only" in outcome.out
 
 
 class Block(nn.Module):

@@ -104,9 +104,9 @@ def test_the_best_weights_are_read_only_where_later_epochs_have_changed_them(
     Path("line.csv").write_text("x,y\n" + "".join(f"{x},{2 * x}\n" for x in range(40)))
     words = ("data=table", "data.path=line.csv", "data.target=y", "model=linear", "optimizer=sgd")
     words += (f"optimizer.lr={rate}", "trainer.epochs=3", "seed=1")
-    done = dlrun(*words, "tracking.graph=false", "figures=false", "hydra.run.dir=run")
-    assert done.code == 0, done.err
-    assert (done.result["best"]["epoch"] < 3) is is_read
+    outcome = dlrun(*words, "tracking.graph=false", "figures=false", "hydra.run.dir=run")
+    assert outcome.code == 0, outcome.err
+    assert (outcome.result["best"]["epoch"] < 3) is is_read
     assert bool(read) is is_read
 
     # An evaluation reads best.pt, whatever the run held in memory.
@@ -114,4 +114,4 @@ def test_the_best_weights_are_read_only_where_later_epochs_have_changed_them(
     (file,) = Path("run").glob("eval/*/metrics.json")
     metrics = json.loads(file.read_text())["metrics"]
     assert metrics
-    assert metrics == {key: done.result["metrics"][key] for key in metrics}
+    assert metrics == {key: outcome.result["metrics"][key] for key in metrics}

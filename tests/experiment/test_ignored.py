@@ -12,42 +12,44 @@ QUIET = ("tracking.graph=false", "figures=false", "data=line", "model=linear", "
 
 @pytest.mark.slow
 def test_typed_steps_alone_end_the_training(dlrun: Callable[..., Any]) -> None:
-    done = dlrun(*QUIET, "trainer.max_steps=23", "data.batch_size=1000")
-    assert done.code == 0, done.err
-    assert (done.result["steps"], done.result["epochs"]) == (23, 23)  # more than the 20 epochs by default
-    assert "note: trainer" not in done.out
-    longer = dlrun("resume", str(done.folder), "trainer.max_steps=25")
+    outcome = dlrun(*QUIET, "trainer.max_steps=23", "data.batch_size=1000")
+    assert outcome.code == 0, outcome.err
+    assert (outcome.result["steps"], outcome.result["epochs"]) == (23, 23)  # more than the 20 epochs by default
+    assert "note: trainer" not in outcome.out
+    longer = dlrun("resume", str(outcome.folder), "trainer.max_steps=25")
     assert longer.code == 0, longer.err
-    assert json.loads((done.folder / "result.json").read_text())["steps"] == 25
+    assert json.loads((outcome.folder / "result.json").read_text())["steps"] == 25
     reference = dlrun(*QUIET, "trainer.max_steps=25", "data.batch_size=1000")
-    assert (done.folder / "metrics.jsonl").read_bytes().count(b"\n") == 25
-    assert json.loads((done.folder / "result.json").read_text())["weights_sha256"] == reference.result["weights_sha256"]
+    assert (outcome.folder / "metrics.jsonl").read_bytes().count(b"\n") == 25
+    assert (
+        json.loads((outcome.folder / "result.json").read_text())["weights_sha256"] == reference.result["weights_sha256"]
+    )
 
 
 def test_epochs_that_end_before_the_steps_are_named(dlrun: Callable[..., Any]) -> None:
-    done = dlrun(*QUIET, "trainer.epochs=3", "trainer.max_steps=30", "data.batch_size=1000")
-    assert done.result["steps"] == 3
+    outcome = dlrun(*QUIET, "trainer.epochs=3", "trainer.max_steps=30", "data.batch_size=1000")
+    assert outcome.result["steps"] == 3
     message = (
         "note: trainer.epochs=3 ends the training after 3 steps, before trainer.max_steps=30; type trainer.epochs=null"
     )
-    assert message in done.out
+    assert message in outcome.out
 
 
 def test_a_training_without_an_end_is_refused(dlrun: Callable[..., Any], tmp_path: Path) -> None:
-    done = dlrun(*QUIET, "trainer.epochs=null")
-    assert done.code == 2
-    assert "trainer.epochs=null never ends; type trainer.max_steps=<steps> too" in done.err
+    outcome = dlrun(*QUIET, "trainer.epochs=null")
+    assert outcome.code == 2
+    assert "trainer.epochs=null never ends; type trainer.max_steps=<steps> too" in outcome.err
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("interval", ["epoch", "step"])
 def test_a_schedule_spans_the_steps(interval: str, dlrun: Callable[..., Any]) -> None:
-    done = dlrun(*QUIET, "trainer.max_steps=30", "scheduler=cosine", f"scheduler.interval={interval}")
+    outcome = dlrun(*QUIET, "trainer.max_steps=30", "scheduler=cosine", f"scheduler.interval={interval}")
     other = dlrun(
         *QUIET, "trainer.max_steps=30", "trainer.epochs=30", "scheduler=cosine", f"scheduler.interval={interval}"
     )
-    assert done.result["weights_sha256"] == other.result["weights_sha256"]
+    assert outcome.result["weights_sha256"] == other.result["weights_sha256"]
 
 
 @pytest.mark.parametrize(
@@ -72,10 +74,10 @@ def test_a_schedule_spans_the_steps(interval: str, dlrun: Callable[..., Any]) ->
 def test_keys_of_hydra_without_effect_are_refused(
     word: str, instead: str, dlrun: Callable[..., Any], tmp_path: Path
 ) -> None:
-    done = dlrun(*QUIET, word)
-    assert done.code == 2
-    assert done.err.startswith(f"dlrun: {word} has no effect in dlrun: ")
-    assert instead in done.err
+    outcome = dlrun(*QUIET, word)
+    assert outcome.code == 2
+    assert outcome.err.startswith(f"dlrun: {word} has no effect in dlrun: ")
+    assert instead in outcome.err
     assert not list(tmp_path.iterdir())
 
 
@@ -94,15 +96,15 @@ def test_keys_without_effect_are_named(dlrun: Callable[..., Any]) -> None:
         "device.timeout_seconds=9",
         "device.channels_last=true",
     )
-    done = dlrun(*QUIET, "trainer.max_steps=1", *words, *more, "device.cuda_graph=off")
-    assert done.code == 0, done.err
-    named = [line.split()[1] for line in done.out.splitlines() if "has no effect here" in line]
+    outcome = dlrun(*QUIET, "trainer.max_steps=1", *words, *more, "device.cuda_graph=off")
+    assert outcome.code == 0, outcome.err
+    named = [line.split()[1] for line in outcome.out.splitlines() if "has no effect here" in line]
     assert named == [
         "data.num_workers", "data.memory_share", "scheduler.interval", "trainer.early_stopping.min_delta", "strict",
         "device.cuda_graph", "device.timeout_seconds", "device.channels_last",
     ]  # fmt: skip
     for command in ("eval", "predict", "export"):
-        refused = dlrun(command, str(done.folder), "trainer.epochs=5")
+        refused = dlrun(command, str(outcome.folder), "trainer.epochs=5")
         assert refused.code == 2
         assert f"trainer.epochs=5 is for training, and has no effect on dlrun {command}" in refused.err
 
@@ -120,15 +122,15 @@ TEN_POINTS = (
 
 @pytest.mark.slow
 def test_dropping_the_last_batch_is_named_where_it_drops_nothing(dlrun: Callable[..., Any]) -> None:
-    done = dlrun(*TEN_POINTS, "data.drop_last=true", "data.batch_size=5")
-    assert "note: data.drop_last has no effect here: 10 training rows fill their batches of 5" in done.out
-    done = dlrun(*TEN_POINTS, "data.drop_last=true", "data.batch_size=4")
-    assert "has no effect" not in done.out
+    outcome = dlrun(*TEN_POINTS, "data.drop_last=true", "data.batch_size=5")
+    assert "note: data.drop_last has no effect here: 10 training rows fill their batches of 5" in outcome.out
+    outcome = dlrun(*TEN_POINTS, "data.drop_last=true", "data.batch_size=4")
+    assert "has no effect" not in outcome.out
 
 
-def _list_notes(done: Any) -> list[str]:
+def _list_notes(outcome: Any) -> list[str]:
     """What is said to have no effect, once each."""
-    return [line.split(" has no effect")[0] for line in done.out.splitlines() if "has no effect here" in line]
+    return [line.split(" has no effect")[0] for line in outcome.out.splitlines() if "has no effect here" in line]
 
 
 def test_what_lies_beyond_the_end_of_the_training_is_named(dlrun: Callable[..., Any]) -> None:
@@ -144,17 +146,18 @@ def test_what_lies_beyond_the_end_of_the_training_is_named(dlrun: Callable[..., 
         "scheduler=step",
         "scheduler.step_size=3",
     )
-    done = dlrun("check", *QUIET, *words, "trainer.accumulate_steps=5")
-    assert done.code == 0, done.err
-    assert _list_notes(done) == [
+    outcome = dlrun("check", *QUIET, *words, "trainer.accumulate_steps=5")
+    assert outcome.code == 0, outcome.err
+    assert _list_notes(outcome) == [
         "note: data.limit_batches", "note: trainer.log_every_steps", "note: trainer.early_stopping.patience",
         "note: checkpoint.every_epochs", "note: checkpoint.every_steps", "note: tracking.evolution_every_epochs",
         "note: scheduler",
     ]  # fmt: skip
-    assert "500 batches are 125,000 rows, and no part has more than 500" in done.out
-    assert "trainer.accumulate_steps=5: an epoch has 2 batches" in done.out
+    assert "500 batches are 125,000 rows, and no part has more than 500" in outcome.out
+    assert "trainer.accumulate_steps=5: an epoch has 2 batches" in outcome.out
     assert (
-        "scheduler has no effect here: it changes nothing in 3 epochs; type a smaller scheduler.step_size" in done.out
+        "scheduler has no effect here: it changes nothing in 3 epochs; type a smaller scheduler.step_size"
+        in outcome.out
     )
 
 
@@ -224,26 +227,26 @@ def test_start_values_that_others_replace_are_named(dlrun: Callable[..., Any]) -
 
 
 def test_a_word_that_a_later_one_replaces_is_named(dlrun: Callable[..., Any]) -> None:
-    done = dlrun("check", "model=mlp", *QUIET, "trainer.epochs=2", "trainer.epochs=3", "seed=0")
-    assert "note: model=mlp has no effect here: model=linear comes after it" in done.out
-    assert "note: trainer.epochs=2 has no effect here: trainer.epochs=3 comes after it" in done.out
-    assert _list_notes(done)[:2] == ["note: model=mlp", "note: trainer.epochs=2"]
+    outcome = dlrun("check", "model=mlp", *QUIET, "trainer.epochs=2", "trainer.epochs=3", "seed=0")
+    assert "note: model=mlp has no effect here: model=linear comes after it" in outcome.out
+    assert "note: trainer.epochs=2 has no effect here: trainer.epochs=3 comes after it" in outcome.out
+    assert _list_notes(outcome)[:2] == ["note: model=mlp", "note: trainer.epochs=2"]
     own = dlrun("check", "data=blobs", "model=cnn", "model._target_=dlrun.models.mlp.MLP")
     assert "note: model=cnn has no effect here: model._target_=dlrun.models.mlp.MLP stands in its place" in own.out
 
 
 def test_a_sweep_names_words_that_later_ones_replace_once(dlrun: Callable[..., Any]) -> None:
-    done = dlrun("-m", *QUIET, "trainer.max_steps=1", "seed=0,1", "seed=2,3", "sweep.dry_run=true")
-    assert done.code == 0, done.err
-    assert done.out.count("note: seed=0,1 has no effect here: seed=2,3 comes after it") == 1
+    outcome = dlrun("-m", *QUIET, "trainer.max_steps=1", "seed=0,1", "seed=2,3", "sweep.dry_run=true")
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.count("note: seed=0,1 has no effect here: seed=2,3 comes after it") == 1
 
 
 def test_long_words_are_cut_in_messages(dlrun: Callable[..., Any]) -> None:
     for word in ("x" * 10_000, "trainer.epochs=" + "y" * 10_000, "trainer.epochs=" + "7\n" * 3000):
-        done = dlrun(word)
-        assert done.code == 2
-        assert len(done.err.splitlines()) == 1
-        assert len(done.err) < 700
+        outcome = dlrun(word)
+        assert outcome.code == 2
+        assert len(outcome.err.splitlines()) == 1
+        assert len(outcome.err) < 700
 
 
 @pytest.mark.slow
@@ -253,14 +256,14 @@ def test_numbers_for_a_run_on_pictures_are_answered(
     words = ("model=linear", "trainer.max_steps=1", "tracking.graph=false", "figures=false", "hydra.run.dir=run")
     assert dlrun(*words).code == 0
     rows = [" ".join(["0.5"] * 784), ",".join(["0.5"] * 783), " ".join(["7"] * 784), "x" * 5000]
-    done = command("predict", "run", "-", input="\n".join(rows))
-    assert done.code == 1, done.err
-    output = " ".join(done.out.split())
+    outcome = command("predict", "run", "-", input="\n".join(rows))
+    assert outcome.code == 1, outcome.err
+    output = " ".join(outcome.out.split())
     assert "the row holds 783 numbers" in output
     assert "pixels as numbers are from 0" in output
     assert "of 5,000 letters is neither" in output
-    assert "3 of 4 inputs have no answer" in done.err
-    assert max(map(len, done.out.splitlines())) < 300
+    assert "3 of 4 inputs have no answer" in outcome.err
+    assert max(map(len, outcome.out.splitlines())) < 300
 
 
 FILES = {
@@ -307,9 +310,9 @@ def conf(dlrun: Callable[..., Any], tmp_path: Path) -> Path:
 def test_what_has_no_effect_in_own_files_or_folders_is_refused(
     words: list[str], message: str, conf: Path, dlrun: Callable[..., Any]
 ) -> None:
-    done = dlrun("--config-dir", "conf", *words)
-    assert done.code == 2
-    assert message.format(conf=conf / "conf") in done.err
+    outcome = dlrun("--config-dir", "conf", *words)
+    assert outcome.code == 2
+    assert message.format(conf=conf / "conf") in outcome.err
     assert [path.name for path in conf.iterdir()] == ["conf"]
 
 
@@ -354,16 +357,16 @@ def test_parts_of_the_data_make_fractions_needless(dlrun: Callable[..., Any], tm
     net = ("model=mlp", "model.hidden_sizes=[]", "model.activation=tanh", "optimizer=sgd", "optimizer.dampening=0.5")
     rate = ("optimizer.lr=0.5", "scheduler=one_cycle", "scheduler.max_lr=0.1")
     data = ("data=arrays", "data.path=.", "trainer.max_steps=1", *QUIET[:2])
-    done = dlrun(*data, *words, *more, *net, *rate)
-    assert done.code == 0, done.err
-    named = [line.split()[1] for line in done.out.splitlines() if "has no effect here" in line]
+    outcome = dlrun(*data, *words, *more, *net, *rate)
+    assert outcome.code == 0, outcome.err
+    named = [line.split()[1] for line in outcome.out.splitlines() if "has no effect here" in line]
     assert sorted(named) == sorted(
         [
             "data.val_fraction", "data.test_fraction", "data.seed", "data.train_rows", "paths.data", "paths.outputs",
             "tracking.samples", "model.activation", "optimizer.dampening", "optimizer.lr",
         ]
     )  # fmt: skip
-    assert "data.val_fraction has no effect here: the data bring a validation part of their own" in done.out
+    assert "data.val_fraction has no effect here: the data bring a validation part of their own" in outcome.out
     evaluated = dlrun("eval", "run", "data.val_fraction=0.2", "seed=3", "figures=false")
     assert evaluated.code == 0, evaluated.err
     assert "data.val_fraction has no effect here" in evaluated.out
@@ -384,9 +387,9 @@ def test_parts_of_the_data_make_fractions_needless(dlrun: Callable[..., Any], tm
 def test_words_that_a_command_over_a_run_does_not_heed(
     command: str, word: str, message: str, dlrun: Callable[..., Any]
 ) -> None:
-    done = dlrun(command, "run", *(["1"] if command == "predict" else []), word)
-    assert done.code == 2
-    assert f"{word} {message}" in done.err
+    outcome = dlrun(command, "run", *(["1"] if command == "predict" else []), word)
+    assert outcome.code == 2
+    assert f"{word} {message}" in outcome.err
 
 
 @pytest.mark.parametrize("word", ["trainer.epochs=5", "optimizer.lr=1", "figures=false"])

@@ -56,8 +56,8 @@ def list_pictures(folder: Path) -> dict[str, bytes]:
 @pytest.mark.slow
 @pytest.mark.usefixtures("comparison_without_pictures")
 def test_the_best_run_is_drawn_as_if_it_had_trained_alone(dlrun: Callable[..., Any], tmp_path: Path) -> None:
-    done = dlrun("-m", *WORDS, "seed=0,1", "sweep.dir=s")
-    assert done.code == 0, done.err
+    outcome = dlrun("-m", *WORDS, "seed=0,1", "sweep.dir=s")
+    assert outcome.code == 0, outcome.err
     folders = sorted((tmp_path / "s").glob("*/result.json"))
     values = [json.loads(path.read_text())["best"]["value"] for path in folders]
     best, other = (path.parent for path in sorted(folders, key=lambda path: values[folders.index(path)]))
@@ -78,7 +78,7 @@ def test_the_best_run_is_drawn_as_if_it_had_trained_alone(dlrun: Callable[..., A
     assert events.Tags()["images"] == expected.Tags()["images"]
     assert events.Tags()["tensors"] == expected.Tags()["tensors"]  # with the precision-recall curves
     assert events.Graph() == expected.Graph()
-    assert f"best run  {best.relative_to(tmp_path)}/report.html" in done.out
+    assert f"best run  {best.relative_to(tmp_path)}/report.html" in outcome.out
     assert (best / "report.html").read_text().count("<img") == len(pictures)
 
     # A longer training drops them, as it drops a run's own end.
@@ -111,8 +111,8 @@ def test_a_failed_run_shows_its_losses_and_a_best_run_that_cannot_be_drawn_costs
     (tmp_path / "limit").write_text("50")
     words = ("data=blobs", "trainer.epochs=3", "data.batch_size=10", "model._target_=breaking.Net")
     # 20 steps an epoch: the training breaks in epoch 3, where there is one.
-    done = dlrun("-m", *words, "trainer.epochs=3,1", "sweep.dir=s")
-    assert done.code == 1
+    outcome = dlrun("-m", *words, "trainer.epochs=3,1", "sweep.dir=s")
+    assert outcome.code == 1
     failed, finished = sorted((tmp_path / "s").glob("[01]_*"))
     assert set(list_pictures(failed)) == {"loss.png"}
     assert (finished / "report.html").is_file()
@@ -122,8 +122,8 @@ def test_a_failed_run_shows_its_losses_and_a_best_run_that_cannot_be_drawn_costs
     for file in (finished / "checkpoints").iterdir():
         file.write_bytes(b"")
     (tmp_path / "limit").write_text("10")
-    done = dlrun("resume", "s", "trusted_modules=[breaking]")
-    assert done.code == 1
-    assert "note: the best run could not be drawn (" in done.out
-    assert "its pictures: dlrun eval s/1_" in done.out
+    outcome = dlrun("resume", "s", "trusted_modules=[breaking]")
+    assert outcome.code == 1
+    assert "note: the best run could not be drawn (" in outcome.out
+    assert "its pictures: dlrun eval s/1_" in outcome.out
     assert (tmp_path / "s" / "report.html").is_file()

@@ -12,13 +12,13 @@ THREE = ("data=points", "data.x=[1,2,3]", "data.y=[2,4,6]", "data.batch_size=3",
 
 def test_a_number_is_answered_before_and_after_training(dlrun: Callable[..., Any]) -> None:
     start = ("model=linear", "model.init={w: 1.0, b: 0.5}", "optimizer=sgd", "trainer.epochs=1", "data.shuffle=false")
-    done = dlrun(*THREE, *start, *QUIET, "probes=[4]")
+    outcome = dlrun(*THREE, *start, *QUIET, "probes=[4]")
     w = 1 - 0.01 * 2 / 3 * sum(x * (x + 0.5 - 2 * x) for x in (1, 2, 3))
     b = 0.5 - 0.01 * 2 / 3 * sum(x + 0.5 - 2 * x for x in (1, 2, 3))
-    assert f"answer for 4: 4.5 before training, {4 * w + b:.10g} after" in done.out
-    assert done.result["measured"]["answer(4)"] == pytest.approx(4 * w + b, abs=1e-14)
-    assert done.result["measured"]["weight"] == pytest.approx(w, abs=1e-14)
-    assert done.result["measured"]["first_loss"] == pytest.approx(sum((x - 0.5) ** 2 for x in (1, 2, 3)) / 3)
+    assert f"answer for 4: 4.5 before training, {4 * w + b:.10g} after" in outcome.out
+    assert outcome.result["measured"]["answer(4)"] == pytest.approx(4 * w + b, abs=1e-14)
+    assert outcome.result["measured"]["weight"] == pytest.approx(w, abs=1e-14)
+    assert outcome.result["measured"]["first_loss"] == pytest.approx(sum((x - 0.5) ** 2 for x in (1, 2, 3)) / 3)
 
 
 @pytest.mark.slow
@@ -26,8 +26,8 @@ def test_features_are_asked_in_their_own_units(dlrun: Callable[..., Any], tmp_pa
     rows = "".join(f"{x},{z},{3 * x - z}\n" for x in range(8) for z in (100, 200, 300))
     (tmp_path / "t.csv").write_text("x,z,y\n" + rows)
     words = ("data=csv", "data.path=t.csv", "data.target=y", "data.batch_size=30", "model=linear", "optimizer=lbfgs")
-    done = dlrun(*words, *QUIET, "probes=[[2, 150]]", "trainer.epochs=5")
-    assert done.result["measured"]["answer(2, 150)"] == pytest.approx(6 - 150, abs=1e-4)
+    outcome = dlrun(*words, *QUIET, "probes=[[2, 150]]", "trainer.epochs=5")
+    assert outcome.result["measured"]["answer(2, 150)"] == pytest.approx(6 - 150, abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -41,6 +41,6 @@ def test_features_are_asked_in_their_own_units(dlrun: Callable[..., Any], tmp_pa
     ],
 )
 def test_a_probe_that_does_not_fit_is_refused(words: tuple[str, ...], message: str, dlrun: Callable[..., Any]) -> None:
-    done = dlrun(*words)
-    assert done.code == 2
-    assert message in done.err
+    outcome = dlrun(*words)
+    assert outcome.code == 2
+    assert message in outcome.err

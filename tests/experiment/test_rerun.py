@@ -14,8 +14,8 @@ QUICK = ("data=blobs", "model=mlp", "trainer.epochs=1", "tracking.graph=false", 
 
 @pytest.fixture
 def run(dlrun: Callable[..., Any]) -> Path:
-    done = dlrun(*QUICK, "model.hidden_sizes=[3]", "seed=4", "run.name=first", "hydra.run.dir=runs/one")
-    assert done.code == 0, done.err
+    outcome = dlrun(*QUICK, "model.hidden_sizes=[3]", "seed=4", "run.name=first", "hydra.run.dir=runs/one")
+    assert outcome.code == 0, outcome.err
     return Path("runs/one")
 
 
@@ -25,52 +25,52 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_without_changes_it_is_the_same_training(run: Path, dlrun: Callable[..., Any]) -> None:
-    done = dlrun("rerun", str(run))
-    assert done.code == 0, done.err
-    assert done.folder.name.endswith("_first")
+    outcome = dlrun("rerun", str(run))
+    assert outcome.code == 0, outcome.err
+    assert outcome.folder.name.endswith("_first")
     before = read_json(run / "result.json")
     for key in ("config_hash", "weights_sha256", "metrics"):
-        assert done.result[key] == before[key]
+        assert outcome.result[key] == before[key]
 
     parent = {"folder": "runs/one", "run_id": read_json(run / "environment.json")["run_id"]}
-    assert read_json(done.folder / "environment.json")["parent"] == parent
-    assert done.result["parent"] == parent
+    assert read_json(outcome.folder / "environment.json")["parent"] == parent
+    assert outcome.result["parent"] == parent
     assert (before["parent"], read_json(run / "environment.json")["parent"]) == (None, None)
 
     # A resumed run keeps its parent.
-    assert dlrun("resume", str(done.folder), "trainer.epochs=2").code == 0
-    assert read_json(done.folder / "result.json")["parent"] == parent
+    assert dlrun("resume", str(outcome.folder), "trainer.epochs=2").code == 0
+    assert read_json(outcome.folder / "result.json")["parent"] == parent
 
 
 @pytest.mark.slow
 def test_changes_replace_what_was_typed(run: Path, dlrun: Callable[..., Any]) -> None:
-    done = dlrun("rerun", str(run), "seed=5", "optimizer=sgd", "optimizer.lr=0.5", "run.name=second")
-    assert done.code == 0, done.err
-    config = read_yaml((done.folder / ".hydra" / "config.yaml").read_text())
+    outcome = dlrun("rerun", str(run), "seed=5", "optimizer=sgd", "optimizer.lr=0.5", "run.name=second")
+    assert outcome.code == 0, outcome.err
+    config = read_yaml((outcome.folder / ".hydra" / "config.yaml").read_text())
     assert (config["seed"], config["optimizer"]["lr"], config["model"]["hidden_sizes"]) == (5, 0.5, [3])
-    assert done.folder.name.endswith("_second")
-    overrides = read_yaml((done.folder / ".hydra" / "overrides.yaml").read_text())
+    assert outcome.folder.name.endswith("_second")
+    overrides = read_yaml((outcome.folder / ".hydra" / "overrides.yaml").read_text())
     assert "seed=4" not in overrides
     # What is composed of it in turn is the same.
-    again = dlrun("rerun", str(done.folder))
-    assert again.result["config_hash"] == done.result["config_hash"]
+    again = dlrun("rerun", str(outcome.folder))
+    assert again.result["config_hash"] == outcome.result["config_hash"]
 
 
 @pytest.mark.slow
 def test_keys_that_a_new_choice_lacks_are_left_out_with_a_note(run: Path, dlrun: Callable[..., Any]) -> None:
-    done = dlrun("rerun", str(run), "model=logistic")
-    assert done.code == 0, done.err
-    assert "note: model.hidden_sizes=[3] of the run is left out: model=logistic has no such key" in done.out
+    outcome = dlrun("rerun", str(run), "model=logistic")
+    assert outcome.code == 0, outcome.err
+    assert "note: model.hidden_sizes=[3] of the run is left out: model=logistic has no such key" in outcome.out
 
 
 @pytest.mark.slow
 def test_a_job_of_a_sweep_is_one_run(dlrun: Callable[..., Any]) -> None:
     dlrun("-m", *QUICK, "seed=1,2", "sweep.dir=runs/sweep")
     (job,) = Path("runs/sweep").glob("1_*")
-    done = dlrun("rerun", str(job))
-    assert done.code == 0, done.err
-    assert done.folder.parent.parent == Path("outputs")
-    assert done.result["weights_sha256"] == read_json(job / "result.json")["weights_sha256"]
+    outcome = dlrun("rerun", str(job))
+    assert outcome.code == 0, outcome.err
+    assert outcome.folder.parent.parent == Path("outputs")
+    assert outcome.result["weights_sha256"] == read_json(job / "result.json")["weights_sha256"]
 
     sweep = dlrun("rerun", "runs/sweep")
     assert sweep.code == 2
@@ -106,9 +106,9 @@ def test_permissions_are_not_taken_from_the_run(dlrun: Callable[..., Any], tmp_p
 def test_nothing_that_is_loaded_is_evaluated(run: Path, dlrun: Callable[..., Any], word: str) -> None:
     path = run / ".hydra" / "overrides.yaml"
     path.write_text(dump_yaml([*read_yaml(path.read_text()), word]))
-    done = dlrun("rerun", str(run))
-    assert done.code == 2
-    assert f"was composed with {word}, and nothing that is read from a file is evaluated" in done.err
+    outcome = dlrun("rerun", str(run))
+    assert outcome.code == 2
+    assert f"was composed with {word}, and nothing that is read from a file is evaluated" in outcome.err
     assert not Path("outputs").exists()
 
 
@@ -121,9 +121,9 @@ def test_config_files_of_the_users_own_are_named_again(dlrun: Callable[..., Any]
     refused = dlrun("rerun", "runs/one")
     assert refused.code == 2
     assert "add --config-dir" in refused.err
-    done = dlrun("rerun", "runs/one", "--config-dir", "my")
-    assert done.code == 0, done.err
-    assert done.result["weights_sha256"] == read_json(Path("runs/one/result.json"))["weights_sha256"]
+    outcome = dlrun("rerun", "runs/one", "--config-dir", "my")
+    assert outcome.code == 0, outcome.err
+    assert outcome.result["weights_sha256"] == read_json(Path("runs/one/result.json"))["weights_sha256"]
 
 
 @pytest.mark.parametrize(
@@ -140,10 +140,10 @@ def test_config_files_of_the_users_own_are_named_again(dlrun: Callable[..., Any]
 )
 @pytest.mark.usefixtures("run")
 def test_wrong_words(dlrun: Callable[..., Any], words: list[str], message: str) -> None:
-    done = dlrun("rerun", *words)
-    assert done.code == 2
-    assert message in done.err
-    assert "Traceback" not in done.err
+    outcome = dlrun("rerun", *words)
+    assert outcome.code == 2
+    assert message in outcome.err
+    assert "Traceback" not in outcome.err
     assert not Path("outputs").exists()
 
 

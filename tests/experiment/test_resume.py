@@ -97,18 +97,18 @@ def test_training_longer_equals_training_long(dlrun: Callable, tmp_path: Path, w
 def test_resume_of_a_finished_run_says_so(dlrun: Callable) -> None:
     dlrun("data=blobs", "trainer.epochs=1", "hydra.run.dir=run", *QUICK)
     for words in (("resume", "run"), ("resume=run",)):
-        done = dlrun(*words)
-        assert done.code == 0
-        assert "completed" in done.out
+        outcome = dlrun(*words)
+        assert outcome.code == 0
+        assert "completed" in outcome.out
 
 
 def test_resume_refuses_to_become_another_run(dlrun: Callable) -> None:
     dlrun("data=blobs", "trainer.epochs=1", "hydra.run.dir=run", *QUICK)
-    done = dlrun("resume", "run", "optimizer.lr=0.5", "data.batch_size=8", "trainer.epochs=3")
-    assert done.code == 2
-    assert "optimizer.lr (0.001 -> 0.5)" in done.err
-    assert "data.batch_size (64 -> 8)" in done.err
-    assert "init_from=run" in done.err
+    outcome = dlrun("resume", "run", "optimizer.lr=0.5", "data.batch_size=8", "trainer.epochs=3")
+    assert outcome.code == 2
+    assert "optimizer.lr (0.001 -> 0.5)" in outcome.err
+    assert "data.batch_size (64 -> 8)" in outcome.err
+    assert "init_from=run" in outcome.err
 
 
 @pytest.mark.parametrize(
@@ -129,10 +129,10 @@ def test_what_makes_it_another_run_is_refused_before_anything_is_written(
 ) -> None:
     shutil.copytree(finished_run, tmp_path / "run")
     before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")}
-    done = dlrun("resume", "run", *words)
-    assert done.code == 2
-    assert "init_from=run" in done.err
-    assert words[0].split("=")[0].split(".")[0] in done.err
+    outcome = dlrun("resume", "run", *words)
+    assert outcome.code == 2
+    assert "init_from=run" in outcome.err
+    assert words[0].split("=")[0].split(".")[0] in outcome.err
     assert {p.name: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")} == before
 
 
@@ -219,28 +219,28 @@ def test_a_state_of_another_dlrun_gets_a_verdict(dlrun: Callable, tmp_path: Path
         file.unlink()
     for key in ("config", "choices", "spec", "rng", "progress", "early_stopping", "totals", "scaler", "metrics"):
         save(path, {k: v for k, v in reference.items() if k != key})
-        done = dlrun(*more)
-        assert (done.code, len(done.err.splitlines())) == (1, 1)
-        assert f"last.pt lacks {key}: it was written by another dlrun" in done.err
+        outcome = dlrun(*more)
+        assert (outcome.code, len(outcome.err.splitlines())) == (1, 1)
+        assert f"last.pt lacks {key}: it was written by another dlrun" in outcome.err
     for version, message in ((0, "the older one"), (9, "the newer one")):
         save(path, reference | {"format_version": version})
         assert message in dlrun(*more).err
     save(path, reference | {"optimizer": {"state": {}, "param_groups": [{"params": [0]}]}})
     before = (tmp_path / "run/metrics.jsonl").read_bytes(), (tmp_path / "run/result.json").read_bytes()
-    done = dlrun(*more)
-    assert (done.code, len(done.err.splitlines())) == (2, 1)
-    assert "does not fit this model, optimizer and dlrun" in done.err
+    outcome = dlrun(*more)
+    assert (outcome.code, len(outcome.err.splitlines())) == (2, 1)
+    assert "does not fit this model, optimizer and dlrun" in outcome.err
     assert before == ((tmp_path / "run/metrics.jsonl").read_bytes(), (tmp_path / "run/result.json").read_bytes())
     save(path, reference | {"torch": "1.0", "threads": 9999})
-    done = dlrun(*more)
-    assert done.code == 0, done.err
+    outcome = dlrun(*more)
+    assert outcome.code == 0, outcome.err
     result = json.loads((tmp_path / "run/result.json").read_text())
     assert [w[:30] for w in result["warnings"]] == ["until now CPU threads 9999, fr", "until now torch 1.0, from here"]
-    done = dlrun("eval", "run/checkpoints/last.pt", "figures=false")
-    assert done.code == 0
+    outcome = dlrun("eval", "run/checkpoints/last.pt", "figures=false")
+    assert outcome.code == 0
     save(path, {k: v for k, v in reference.items() if k != "choices"})
-    done = dlrun("eval", "run/checkpoints/last.pt", "figures=false")
-    assert (done.code, "lacks choices" in done.err) == (2, True)
+    outcome = dlrun("eval", "run/checkpoints/last.pt", "figures=false")
+    assert (outcome.code, "lacks choices" in outcome.err) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -256,8 +256,8 @@ def test_a_run_that_ended_before_its_first_checkpoint(
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     (tmp_path / "run/checkpoints/.step_00000001.pt.7.tmp").write_bytes(b"half")
     (tmp_path / "run/environment.json").write_text(json.dumps({"command": command}))
-    done = dlrun("resume", "run")
-    assert (done.code, done.err.strip().endswith(message)) == (2, True)
+    outcome = dlrun("resume", "run")
+    assert (outcome.code, outcome.err.strip().endswith(message)) == (2, True)
 
 
 @pytest.mark.slow
@@ -278,8 +278,8 @@ def test_a_run_that_had_ended_goes_on_as_if_it_had_not(
     others = [word for word in first if not word.startswith(f"{changed}=")]
     dlrun(*words, *shake, *others, *more, "hydra.run.dir=whole")
     assert dlrun(*words, *shake, *first, "hydra.run.dir=parts").code == 0
-    done = dlrun("resume", "parts")
-    assert (done.code, more[0].split("=")[0] in done.out) == (0, True)
+    outcome = dlrun("resume", "parts")
+    assert (outcome.code, more[0].split("=")[0] in outcome.out) == (0, True)
     assert dlrun("resume", "parts", *more).code == 0
     reference, parts = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "parts"))
     assert {k: v for k, v in parts.items() if k not in TIMED} == {k: v for k, v in reference.items() if k not in TIMED}
@@ -291,19 +291,19 @@ def test_a_run_that_had_ended_goes_on_as_if_it_had_not(
 
 def test_resume_of_what_is_no_run(dlrun: Callable, tmp_path: Path) -> None:
     for words in (("resume",), ("resume", "nowhere"), ("resume", str(tmp_path))):
-        done = dlrun(*words)
-        assert done.code == 2
-        assert len(done.err.splitlines()) == 1
+        outcome = dlrun(*words)
+        assert outcome.code == 2
+        assert len(outcome.err.splitlines()) == 1
 
 
 @pytest.mark.slow
 def test_init_from_takes_what_fits_and_says_what_does_not(dlrun: Callable) -> None:
     dlrun("data=digits", "trainer.epochs=1", "hydra.run.dir=run", *QUICK)
-    done = dlrun("data=digits", "init_from=run", "model.hidden_sizes=[128,10]", "trainer.epochs=1", *QUICK)
-    assert done.code == 0, done.err
-    (note,) = (note for note in done.result["warnings"] if "init_from" in note or "taken from run" in note)
+    outcome = dlrun("data=digits", "init_from=run", "model.hidden_sizes=[128,10]", "trainer.epochs=1", *QUICK)
+    assert outcome.code == 0, outcome.err
+    (note,) = (note for note in outcome.result["warnings"] if "init_from" in note or "taken from run" in note)
     assert "4 of 6 tensors" in note
-    assert any("run lacks them: layers.5.weight" in note for note in done.result["warnings"])
+    assert any("run lacks them: layers.5.weight" in note for note in outcome.result["warnings"])
     refused = dlrun("data=blobs", "init_from=run", "model.hidden_sizes=[3]", *QUICK)
     assert refused.code == 2
     assert "none of its weights fit" in refused.err
@@ -312,9 +312,9 @@ def test_init_from_takes_what_fits_and_says_what_does_not(dlrun: Callable) -> No
 @pytest.mark.slow
 def test_a_folder_is_never_written_by_two_runs(dlrun: Callable) -> None:
     dlrun("data=blobs", "trainer.epochs=1", "hydra.run.dir=run", *QUICK)
-    done = dlrun("data=blobs", "trainer.epochs=1", "hydra.run.dir=run", *QUICK)
-    assert done.code == 2
-    assert "already holds a run" in done.err
+    outcome = dlrun("data=blobs", "trainer.epochs=1", "hydra.run.dir=run", *QUICK)
+    assert outcome.code == 2
+    assert "already holds a run" in outcome.err
 
 
 @pytest.mark.slow
@@ -323,5 +323,5 @@ def test_a_run_goes_on_without_the_file_that_it_began_from(dlrun: Callable, fini
     words = ("data=blobs", "trainer.max_steps=2", *QUICK, "init_from=first", "hydra.run.dir=second")
     assert dlrun(*words).code == 0
     shutil.rmtree(tmp_path / "first")
-    done = dlrun("resume", "second", "trainer.max_steps=4")
-    assert done.code == 0, done.err
+    outcome = dlrun("resume", "second", "trainer.max_steps=4")
+    assert outcome.code == 0, outcome.err

@@ -78,14 +78,14 @@ def test_large_tables_are_cut_and_it_is_said(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.slow
 def test_a_run_says_where_boosting_wins(dlrun: Callable, tmp_path: Path) -> None:
     write_xor(tmp_path / "xor.csv")
-    done = dlrun(*RUN)
-    assert done.code == 0, done.err
-    scores = done.result["simple_models"]
+    outcome = dlrun(*RUN)
+    assert outcome.code == 0, outcome.err
+    scores = outcome.result["simple_models"]
     accuracy = scores["gradient boosting"]["test/accuracy"]
-    assert accuracy > 0.9 > done.result["metrics"]["test/accuracy"]
-    (note,) = [note for note in done.result["warnings"] if "scikit-learn's gradient boosting is better" in note]
+    assert accuracy > 0.9 > outcome.result["metrics"]["test/accuracy"]
+    (note,) = [note for note in outcome.result["warnings"] if "scikit-learn's gradient boosting is better" in note]
     assert f"on the 60 test rows: accuracy {accuracy:.4f}, this net" in note
-    assert " ".join(f"note: {note}".split()) in " ".join(done.out.split())
+    assert " ".join(f"note: {note}".split()) in " ".join(outcome.out.split())
     page = (tmp_path / "run" / "report.html").read_text()
     assert "scikit-learn on the same rows" in page
     assert f"{accuracy:.4f}" in page
@@ -94,7 +94,7 @@ def test_a_run_says_where_boosting_wins(dlrun: Callable, tmp_path: Path) -> None
     off = dlrun(*RUN[:-1], "hydra.run.dir=off", "tracking.simple_models=false")
     assert off.code == 0
     assert "simple_models" not in off.result
-    assert off.result["config_hash"] == done.result["config_hash"]
+    assert off.result["config_hash"] == outcome.result["config_hash"]
     assert dlrun(*RUN[:-1], "-m", "seed=0,1", "sweep.dir=sweep").code == 0
     results = list((tmp_path / "sweep").glob("*/result.json"))
     assert len(results) == 2
@@ -102,8 +102,8 @@ def test_a_run_says_where_boosting_wins(dlrun: Callable, tmp_path: Path) -> None
 
 
 def test_other_data_are_left_alone_and_told(dlrun: Callable) -> None:
-    done = dlrun("data=line", "model=linear", "trainer.epochs=1", "tracking.simple_models=true", "figures=false",
+    outcome = dlrun("data=line", "model=linear", "trainer.epochs=1", "tracking.simple_models=true", "figures=false",
                  "tracking.graph=false")  # fmt: skip
-    assert done.code == 0
-    assert "simple_models" not in done.result
-    assert any("tracking.simple_models" in note and "data=table" in note for note in done.result["warnings"])
+    assert outcome.code == 0
+    assert "simple_models" not in outcome.result
+    assert any("tracking.simple_models" in note and "data=table" in note for note in outcome.result["warnings"])

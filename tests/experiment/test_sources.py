@@ -35,16 +35,16 @@ def folder(tmp_path: Path, dlrun: Callable[..., Any]) -> Iterator[Path]:
     """A run with a net, a loss, an optimizer and a schedule of the user's own."""
     for name, text in FILES.items():
         (tmp_path / name).write_text(text)
-    done = dlrun(*QUIET, *OWN, "hydra.run.dir=r")
-    assert done.code == 0, done.err
+    outcome = dlrun(*QUIET, *OWN, "hydra.run.dir=r")
+    assert outcome.code == 0, outcome.err
     forget()
     yield tmp_path
     forget()
 
 
-def changes(done: Any) -> list[str]:
-    assert done.code == 0, done.err
-    return [text for text in done.result["warnings"] if "changed since this checkpoint" in text]
+def changes(outcome: Any) -> list[str]:
+    assert outcome.code == 0, outcome.err
+    return [text for text in outcome.result["warnings"] if "changed since this checkpoint" in text]
 
 
 @pytest.mark.slow
@@ -66,8 +66,10 @@ def test_each_part_whose_source_changed_is_named(folder: Path, dlrun: Callable[.
 def test_resume_auto_says_it_too(folder: Path, dlrun: Callable[..., Any]) -> None:
     (folder / "r" / "result.json").unlink()  # as of a run that was killed
     (folder / "source_loss.py").write_text(FILES["source_loss.py"] + "\n# changed\n")
-    done = dlrun(*QUIET, *OWN, "hydra.run.dir=r", "resume=auto")
-    assert changes(done) == ["the source of source_loss.loss (source_loss.py) changed since this checkpoint was saved"]
+    outcome = dlrun(*QUIET, *OWN, "hydra.run.dir=r", "resume=auto")
+    assert changes(outcome) == [
+        "the source of source_loss.loss (source_loss.py) changed since this checkpoint was saved"
+    ]
 
 
 @pytest.mark.slow

@@ -81,8 +81,8 @@ def test_the_import_is_quick_and_without_torch() -> None:
         "print(t, sorted({'torch', 'hydra', 'numpy', 'rich'} & set(sys.modules)), *dlrun.__all__); dlrun.RequestError; "
         "assert 'torch' not in sys.modules and 'train' in dir(dlrun)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    seconds, rest = done.stdout.strip().split(" ", 1)
+    outcome = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seconds, rest = outcome.stdout.strip().split(" ", 1)
     assert float(seconds) < 0.1
     names = "Callback LoggedRun Logger Predictions RequestError Run RunError StackedLayer"
     assert rest == f"[] {names} load log register_stacked_layer runs train"

@@ -35,7 +35,7 @@ def trained_run(dlrun: Callable, tmp_path: Path, shared_folder: Path) -> Path:
 
 
 def train(dlrun: Callable, folder: Path) -> None:
-    done = dlrun(
+    outcome = dlrun(
         "data=digits",
         "data.limit_batches=8",
         "model=cnn",
@@ -44,8 +44,8 @@ def train(dlrun: Callable, folder: Path) -> None:
         "checkpoint.mode=max",
         *QUICK,
     )
-    assert done.result["best"]["epoch"] == 1
-    shutil.copytree(done.folder, folder)
+    assert outcome.result["best"]["epoch"] == 1
+    shutil.copytree(outcome.folder, folder)
 
 
 @pytest.mark.slow
@@ -72,9 +72,9 @@ def test_a_new_process_opens_the_full_model_without_dlrun_and_eval_reproduces_th
     )
     opened = python("-c", opening, str(trained_run))
     assert opened.code == 0, opened.err
-    done = python("-c", evaluating, str(trained_run))
-    assert done.code == 0, done.err
-    cells = table(done.out)
+    outcome = python("-c", evaluating, str(trained_run))
+    assert outcome.code == 0, outcome.err
+    cells = table(outcome.out)
     assert all(now == recorded for now, recorded, _ in cells.values())
 
 
@@ -100,8 +100,8 @@ def test_eval_of_one_checkpoint_file(dlrun: Callable, trained_run: Path) -> None
 
 @pytest.mark.slow
 def test_eval_on_other_data_of_the_same_kind(dlrun: Callable, trained_run: Path) -> None:
-    done = dlrun("eval", str(trained_run), "data.seed=3", "figures=false")
-    assert done.code == 0, done.err
+    outcome = dlrun("eval", str(trained_run), "data.seed=3", "figures=false")
+    assert outcome.code == 0, outcome.err
     refused = dlrun("eval", str(trained_run), "data=blobs")
     assert refused.code == 2
     assert "does not take data=blobs" in refused.err or "was trained for" in refused.err
@@ -118,9 +118,9 @@ def test_eval_on_other_data_of_the_same_kind(dlrun: Callable, trained_run: Path)
 )
 def test_eval_of_what_is_no_run(dlrun: Callable, tmp_path: Path, words: list[str], message: str) -> None:
     (tmp_path / "junk.pt").write_bytes(b"junk")
-    done = dlrun("eval", *words)
-    assert done.code == 2
-    assert message in done.err
+    outcome = dlrun("eval", *words)
+    assert outcome.code == 2
+    assert message in outcome.err
 
 
 @pytest.mark.parametrize(
@@ -139,18 +139,18 @@ def test_eval_of_what_is_no_run(dlrun: Callable, tmp_path: Path, words: list[str
 def test_a_wrong_word_behind_a_run_is_a_sentence(
     dlrun: Callable, trained_run: Path, verb: str, word: str, message: str
 ) -> None:
-    done = dlrun(verb, str(trained_run), word)
-    assert done.code == 2
-    assert message in done.err
-    assert "Traceback" not in done.err
-    assert len(done.err.splitlines()) == 1
+    outcome = dlrun(verb, str(trained_run), word)
+    assert outcome.code == 2
+    assert message in outcome.err
+    assert "Traceback" not in outcome.err
+    assert len(outcome.err.splitlines()) == 1
 
 
 @pytest.mark.slow
 def test_the_device_can_be_chosen_anew_and_its_precision_stays(dlrun: Callable, trained_run: Path) -> None:
-    done = dlrun("eval", str(trained_run), "device=cpu", "device.precision=fp64", "figures=false")
-    assert done.code == 0, done.err
-    assert "fp64" in done.out
+    outcome = dlrun("eval", str(trained_run), "device=cpu", "device.precision=fp64", "figures=false")
+    assert outcome.code == 0, outcome.err
+    assert "fp64" in outcome.out
     refused = dlrun("eval", str(trained_run), "device.index=99")
     assert refused.code == 2
     assert "99" in refused.err
@@ -161,8 +161,8 @@ def test_data_that_have_moved_are_found(dlrun: Callable, tmp_path: Path, monkeyp
     rows = "".join(f"{i % 7},{i % 3},1,1,1,1,1,1,{i % 2}\n" for i in range(40))
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "diabetes.csv").write_text(rows)
-    done = dlrun("data=diabetes", "paths.data=old", "hydra.run.dir=run", *QUICK)
-    assert done.code == 0, done.err
+    outcome = dlrun("data=diabetes", "paths.data=old", "hydra.run.dir=run", *QUICK)
+    assert outcome.code == 0, outcome.err
     (tmp_path / "old").rename(tmp_path / "new")
     assert dlrun("eval", "run", "paths.data=new", "figures=false").code == 0
     monkeypatch.setenv("DLRUN_DATA_DIR", "new")
@@ -174,9 +174,9 @@ def test_a_damaged_checkpoint_is_named(dlrun: Callable, trained_run: Path) -> No
     content = bytearray(best.read_bytes())
     content[len(content) // 2] ^= 1
     best.write_bytes(content)
-    done = dlrun("eval", str(trained_run))
-    assert done.code == 2
-    assert "best.pt is damaged" in done.err
+    outcome = dlrun("eval", str(trained_run))
+    assert outcome.code == 2
+    assert "best.pt is damaged" in outcome.err
 
 
 CSV = ("data=csv", "data.batch_size=8", "model=mlp", *QUICK)
@@ -195,14 +195,14 @@ def test_every_task_is_evaluated_as_in_training(dlrun: Callable, tmp_path: Path,
     rows = "".join(f"{i},{i % 7},{eval(last, {'i': i})}\n" for i in range(60))
     (tmp_path / "t.csv").write_text(rows)
     training = dlrun(*CSV, "data.path=t.csv", f"data.task={task}", "hydra.run.dir=run", "trainer.ema_decay=0.9")
-    done = dlrun("eval", "run")
-    assert done.code == 0, done.err
+    outcome = dlrun("eval", "run")
+    assert outcome.code == 0, outcome.err
     recorded = {k: v for k, v in training.result["metrics"].items() if k.startswith("test/")}
     tables = read_tables(tmp_path / "run")
     assert tables["metrics"] == recorded == tables["recorded"]
     assert {k for k in recorded if "ema_" in k}
     assert tables["baseline"] == {k: v for k, v in training.result["baseline"].items() if k.startswith("test/")}
-    assert "the same as recorded in training, to the last bit" in done.out
+    assert "the same as recorded in training, to the last bit" in outcome.out
     (folder,) = (tmp_path / "run" / "eval").iterdir()
     pictures = {path.stem for path in (folder / "figures").iterdir()}
     assert pictures == ({"residuals"} if task == "regression" else {"confusion", "reliability"})
@@ -238,10 +238,10 @@ def test_what_cannot_be_written_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("dlrun.inference.eval_folder.write_json", full)
-    done = dlrun("eval", str(trained_run), "figures=false")
-    assert done.code == 1
-    assert "test/accuracy" in done.out
-    assert "eval cannot be written (No space left on device); the metrics above are complete" in done.err
+    outcome = dlrun("eval", str(trained_run), "figures=false")
+    assert outcome.code == 1
+    assert "test/accuracy" in outcome.out
+    assert "eval cannot be written (No space left on device); the metrics above are complete" in outcome.err
     assert not (trained_run / "eval").exists()
 
 
@@ -253,9 +253,9 @@ def test_every_row_of_another_table_counts_with_the_constants_of_the_training(dl
     ]  # far from the training: its own constants would hide it
     (tmp_path / "other.csv").write_text("y,kind,x\n" + "".join(f"{y},{kind},{x}\n" for x, y, kind in other))
     assert dlrun(*CSV, "data.path=t.csv", "data.target=kind", "hydra.run.dir=run", "device.precision=fp64").code == 0
-    done = dlrun("eval", "run", "data.path=other.csv", "figures=false")
-    assert done.code == 0, done.err
-    assert "all, as the run has not seen them, 30 rows" in done.out
+    outcome = dlrun("eval", "run", "data.path=other.csv", "figures=false")
+    assert outcome.code == 0, outcome.err
+    assert "all, as the run has not seen them, 30 rows" in outcome.out
     predicted = dlrun("predict", "run", "other.csv", "--format", "jsonl")
     answers = [json.loads(line) for line in predicted.out.splitlines()]
     assert [a["label"] for a in answers] == [kind for *_, kind in other]
@@ -274,10 +274,10 @@ def test_any_part_can_be_asked_for(dlrun: Callable, tmp_path: Path) -> None:
     training = dlrun(*CSV, "data.path=t.csv", "hydra.run.dir=run")
     rows = {}
     for split in ("train", "val", "test", "all"):
-        done = dlrun("eval", "run", f"split={split}", "figures=false")
-        assert done.code == 0, done.err
-        rows[split] = table(done.out)[f"{split}/loss"] if split != "all" else None
-        assert f"{split}, " in done.out
+        outcome = dlrun("eval", "run", f"split={split}", "figures=false")
+        assert outcome.code == 0, outcome.err
+        rows[split] = table(outcome.out)[f"{split}/loss"] if split != "all" else None
+        assert f"{split}, " in outcome.out
     assert training.result["best"]["metric"] == "val/loss"
     best = float(rows["val"][0])  # type: ignore[index]
     assert best == pytest.approx(training.result["best"]["value"], abs=1e-4)
@@ -291,8 +291,8 @@ def test_any_part_can_be_asked_for(dlrun: Callable, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_tags_are_evaluated_by_the_letter(dlrun: Callable, tmp_path: Path) -> None:
     assert dlrun("data=hello", "model=rnn", "hydra.run.dir=run", *QUICK).code == 0
-    done = dlrun("eval", "run")
-    assert done.code == 0, done.err
+    outcome = dlrun("eval", "run")
+    assert outcome.code == 0, outcome.err
     (folder,) = (tmp_path / "run" / "eval").iterdir()
     rows = csv.DictReader((folder / "per_class.csv").read_text().splitlines())
     support = {row["class"]: int(row["support"]) for row in rows}
@@ -302,7 +302,7 @@ def test_tags_are_evaluated_by_the_letter(dlrun: Callable, tmp_path: Path) -> No
 
 def test_a_checkpoint_away_from_its_run_is_only_printed(dlrun: Callable, trained_run: Path, tmp_path: Path) -> None:
     shutil.copy(trained_run / "checkpoints" / "best.pt", tmp_path / "away.pt")
-    done = dlrun("eval", "away.pt", "figures=false")
-    assert done.code == 0, done.err
-    assert "nothing was written" in done.out
+    outcome = dlrun("eval", "away.pt", "figures=false")
+    assert outcome.code == 0, outcome.err
+    assert "nothing was written" in outcome.out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["away.pt", "run"]

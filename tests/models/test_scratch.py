@@ -105,5 +105,5 @@ def test_a_run_equals_the_run_of_torchs_net(dlrun: Callable[..., Any]) -> None:
         )
     )
     assert ours.code == torchs.code == 0, ours.err
-    one, other = ([row["train/loss"] for row in done.rows] for done in (ours, torchs))
+    one, other = ([row["train/loss"] for row in outcome.rows] for outcome in (ours, torchs))
     assert one == pytest.approx(other, rel=1e-9)

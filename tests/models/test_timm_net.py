@@ -81,9 +81,9 @@ def test_a_file_brings_all_but_the_head(name: str, channels: int, tmp_path: Path
 def test_a_run_is_trained_evaluated_and_resumed(dlrun: Callable[..., Any]) -> None:
     torch.save(make("test_resnet").state_dict(), "net.pth")
     words = (*SMALL, "model.weights=net.pth", "model.freeze=backbone")
-    done = dlrun(*words, "hydra.run.dir=run")
-    assert done.code == 0, done.err
-    assert "frozen" in done.out
+    outcome = dlrun(*words, "hydra.run.dir=run")
+    assert outcome.code == 0, outcome.err
+    assert "frozen" in outcome.out
     state = checkpoint.load(Path("run/checkpoints/last.pt"))["model"]
     trained = make("test_resnet").state_dict()
     for key, value in trained.items():
@@ -104,9 +104,9 @@ def test_init_from_takes_a_file_of_timm(dlrun: Callable[..., Any]) -> None:
     from safetensors.torch import save_file
 
     save_file(make("test_resnet", in_chans=1).state_dict(), "net.safetensors")
-    done = dlrun("check", *SMALL, "init_from=net.safetensors")
-    assert "not taken, as their shapes differ: net.fc.weight (10×" in done.out
-    assert "lacks them" not in done.out
+    outcome = dlrun("check", *SMALL, "init_from=net.safetensors")
+    assert "not taken, as their shapes differ: net.fc.weight (10×" in outcome.out
+    assert "lacks them" not in outcome.out
 
 
 @needs_timm

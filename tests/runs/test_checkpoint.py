@@ -179,9 +179,9 @@ def test_a_class_that_has_gone_is_named_and_the_weights_still_serve(
     code = tmp_path / "net_that_goes.py"
     code.write_text(MYNET.format(name="Net"))
     quiet = ("figures=false", "tracking.graph=false", "trainer.epochs=1")
-    done = dlrun("data=line", "model._target_=net_that_goes.Net", "checkpoint.format=full", *quiet)
-    assert done.code == 0, done.err
-    full = done.folder / "checkpoints" / "model.pt"
+    outcome = dlrun("data=line", "model._target_=net_that_goes.Net", "checkpoint.format=full", *quiet)
+    assert outcome.code == 0, outcome.err
+    full = outcome.folder / "checkpoints" / "model.pt"
 
     def fail_to_open() -> str:
         monkeypatch.delitem(sys.modules, "net_that_goes")
@@ -196,7 +196,7 @@ def test_a_class_that_has_gone_is_named_and_the_weights_still_serve(
     code.write_text(MYNET.format(name="Renamed"))
     assert "Can't get attribute 'Net' on <module 'net_that_goes'" in fail_to_open()
     renamed = dlrun(
-        "eval", str(done.folder), "model._target_=net_that_goes.Renamed", "figures=false"
+        "eval", str(outcome.folder), "model._target_=net_that_goes.Renamed", "figures=false"
     )  # as the sentence says
     assert renamed.code == 0, renamed.err
     code.unlink()

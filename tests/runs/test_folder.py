@@ -144,8 +144,8 @@ def test_the_commit_is_that_of_the_working_directory(tmp_path: Path, monkeypatch
 
     def git(*words: str) -> str:
         identity = ("-c", "user.name=n", "-c", "user.email=e@example.org")
-        done = subprocess.run(["git", *identity, *words], cwd=tmp_path, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
+        outcome = subprocess.run(["git", *identity, *words], cwd=tmp_path, capture_output=True, text=True, check=True)
+        return outcome.stdout.strip()
 
     (tmp_path / "file").write_text("1")
     git("init", "-q")

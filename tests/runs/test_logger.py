@@ -72,22 +72,22 @@ def test_rows_and_events_say_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_has_the_tags_of_its_rows_and_no_others(dlrun: Callable[..., Any], tmp_path: Path) -> None:
-    done = dlrun("trainer.epochs=2", "data.limit_batches=3", "trainer.log_every_steps=1", *QUIET)
-    tags = scalars(tmp_path / done.folder)
-    keys = set(done.rows[0]) - {"epoch", "step"}
-    test = {tag for tag in done.result["metrics"] if tag.startswith("test/")}
+    outcome = dlrun("trainer.epochs=2", "data.limit_batches=3", "trainer.log_every_steps=1", *QUIET)
+    tags = scalars(tmp_path / outcome.folder)
+    keys = set(outcome.rows[0]) - {"epoch", "step"}
+    test = {tag for tag in outcome.result["metrics"] if tag.startswith("test/")}
     timings = {"time/epoch_seconds", "time/samples_per_second"}
-    final = {f"hparam/{tag}" for tag in done.result["metrics"]}
+    final = {f"hparam/{tag}" for tag in outcome.result["metrics"]}
     assert set(tags) == keys | test | timings | final | {"train/loss_step", "train/grad_norm"}
     for key in keys:
         assert {step: value for step, value in tags[key] if step in (3, 6)} == approx(
-            {r["step"]: r[key] for r in done.rows}
+            {r["step"]: r[key] for r in outcome.rows}
         )
     assert [step for step, _ in tags["train/loss_step"]] == [1, 2, 3, 4, 5, 6]
     assert all(value != -1 for tag in tags.values() for _, value in tag)
-    for tag, value in done.result["metrics"].items():
+    for tag, value in outcome.result["metrics"].items():
         assert dict(tags[f"hparam/{tag}"]) == approx({6: value})
-    children = sorted(p.name for p in (tmp_path / done.folder).iterdir() if p.is_dir())
+    children = sorted(p.name for p in (tmp_path / outcome.folder).iterdir() if p.is_dir())
     assert children == [".hydra", "checkpoints"]  # no sub-run, which TensorBoard would show as a run of its own
 
 
@@ -182,11 +182,11 @@ def make():
 
 def test_a_validation_metric_that_is_not_finite_does_not_end_the_run(dlrun: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "large_data.py").write_text(LARGE_DATA)
-    done = dlrun("data._target_=large_data.make", "model=linear", "trainer.epochs=2", *QUIET)
-    assert done.code == 0, done.err
-    assert done.result["status"] == "completed"
-    assert done.result["metrics"]["val/loss"] is None
-    assert done.result["metrics"]["train/loss"] > 0
+    outcome = dlrun("data._target_=large_data.make", "model=linear", "trainer.epochs=2", *QUIET)
+    assert outcome.code == 0, outcome.err
+    assert outcome.result["status"] == "completed"
+    assert outcome.result["metrics"]["val/loss"] is None
+    assert outcome.result["metrics"]["train/loss"] > 0
 
 
 @pytest.mark.slow

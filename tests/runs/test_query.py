@@ -67,10 +67,10 @@ def names(words: list[str]) -> list[str]:
 
 
 def test_what_a_real_run_says(dlrun: Callable[..., Any]) -> None:
-    done = dlrun(*QUICK, "seed=3")
+    outcome = dlrun(*QUICK, "seed=3")
     (run,) = find_runs([Path("outputs")])
-    result = done.result
-    assert (run.folder, run.status, run.epochs) == (done.folder, "completed", 2)
+    result = outcome.result
+    assert (run.folder, run.status, run.epochs) == (outcome.folder, "completed", 2)
     assert run.best == ("train/loss", result["best"]["value"])
     assert (run.choices["model"], run.choices["data"], run.config["seed"]) == ("mlp", "blobs", 3)
     assert list_typed_overrides(run) == ["trainer.epochs=2", "tracking.graph=false", "figures=false", "seed=3"]

@@ -87,9 +87,9 @@ def test_folders_of_command_lines(words: list[str], names: list[str]) -> None:
 
 
 def test_jobs_of_one_folder_are_refused_before_anything_is_written(dlrun: Callable, tmp_path: Path) -> None:
-    done = dlrun("-m", "data=blobs", "seed=0,1", "hydra.sweep.subdir=same", "sweep.dir=s")
-    assert done.code == 2
-    assert "hydra.sweep.subdir gives several jobs the folder s/same" in done.err
+    outcome = dlrun("-m", "data=blobs", "seed=0,1", "hydra.sweep.subdir=same", "sweep.dir=s")
+    assert outcome.code == 2
+    assert "hydra.sweep.subdir gives several jobs the folder s/same" in outcome.err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -14,23 +14,23 @@ TINY = ("data=line", "model=linear", "optimizer=sgd", "trainer.epochs=1", "figur
 
 def test_settings_of_sweeps_are_refused_for_a_single_run(dlrun: Callable[..., Any], tmp_path: Path) -> None:
     for word in ("sweep.dry_run=true", "sweep.jobs=2", "sweep.dir=x"):
-        done = dlrun(*TINY, word)
-        assert (done.code, done.err) == (2, f"dlrun: {word} is for a sweep; add -m, or leave it out\n")
+        outcome = dlrun(*TINY, word)
+        assert (outcome.code, outcome.err) == (2, f"dlrun: {word} is for a sweep; add -m, or leave it out\n")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_point_that_sets_the_whole_sweep_is_refused(dlrun: Callable[..., Any]) -> None:
-    done = dlrun(*TINY, "sweep.points=['seed=1 sweep.jobs=2']")
-    assert done.code == 2
-    assert "sweep.jobs=2 applies to the whole sweep" in done.err
+    outcome = dlrun(*TINY, "sweep.points=['seed=1 sweep.jobs=2']")
+    assert outcome.code == 2
+    assert "sweep.jobs=2 applies to the whole sweep" in outcome.err
 
 
 @pytest.mark.slow
 def test_flags_may_stand_between_overrides(dlrun: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "cfg" / "model").mkdir(parents=True)
     (tmp_path / "cfg" / "model" / "mine.yaml").write_text("_target_: dlrun.models.mlp.MLP\nhidden_sizes: [3]\n")
-    done = dlrun(*TINY[:1], "--config-dir", "cfg", "model=mine", "-m", "seed=0,1", *TINY[2:], "sweep.dir=s")
-    assert done.code == 0, done.err
+    outcome = dlrun(*TINY[:1], "--config-dir", "cfg", "model=mine", "-m", "seed=0,1", *TINY[2:], "sweep.dir=s")
+    assert outcome.code == 0, outcome.err
     assert len(list(Path("s").glob("*/result.json"))) == 2
     more = dlrun("resume", "s", "seed=2")
     assert more.code == 2
@@ -40,9 +40,9 @@ def test_flags_may_stand_between_overrides(dlrun: Callable[..., Any], tmp_path: 
 @pytest.mark.slow
 def test_the_plan_counts_settings_and_seeds(dlrun: Callable[..., Any]) -> None:
     def plan(*words: str) -> str:
-        done = dlrun("-m", *TINY, *words, "sweep.dry_run=true")
-        assert done.code == 0, done.err
-        lines = done.out.splitlines()
+        outcome = dlrun("-m", *TINY, *words, "sweep.dry_run=true")
+        assert outcome.code == 0, outcome.err
+        lines = outcome.out.splitlines()
         assert lines[0].startswith("preparing ")
         return str(lines[1])
 
@@ -71,11 +71,13 @@ def test_a_net_that_ends_its_process_costs_its_own_job(command: Callable[..., An
     (tmp_path / "ending.py").write_text(NET)
     acts = ("os._exit(0)", "os.kill(os.getpid(), signal.SIGKILL)", "raise SystemExit(3)", "")
     points = ",".join(f"'+model.act=\\'{act}\\''" for act in acts)
-    done = command("-m", *TINY[:1], "model._target_=ending.Net", *TINY[2:], f"sweep.points=[{points}]", "sweep.dir=s")
-    assert done.code == 1, done.err
-    assert "1 of 4 runs finished, 3 failed" in done.out
+    outcome = command(
+        "-m", *TINY[:1], "model._target_=ending.Net", *TINY[2:], f"sweep.points=[{points}]", "sweep.dir=s"
+    )
+    assert outcome.code == 1, outcome.err
+    assert "1 of 4 runs finished, 3 failed" in outcome.out
     assert "ended the process that tried it (exit code 0); each run has a process of its own" in " ".join(
-        done.out.split()
+        outcome.out.split()
     )
     ledger = Ledger.read(tmp_path / "s")
     assert sorted(entry.status for entry in ledger.entries.values()) == ["completed", "failed", "failed", "failed"]

@@ -59,19 +59,19 @@ def statuses(sweep: Path) -> list[str]:
 
 @pytest.mark.slow
 def test_a_dry_run_says_the_plan_and_writes_nothing(dlrun: Callable, tmp_path: Path) -> None:
-    done = dlrun("-m", *TINY, "optimizer.lr=0.1,0.2", "seed=0,1,2", "sweep.dry_run=true", "sweep.jobs=2")
-    assert done.code == 0, done.err
-    assert "6 runs: 2 settings × 3 seeds; 2 at a time" in done.out
+    outcome = dlrun("-m", *TINY, "optimizer.lr=0.1,0.2", "seed=0,1,2", "sweep.dry_run=true", "sweep.jobs=2")
+    assert outcome.code == 0, outcome.err
+    assert "6 runs: 2 settings × 3 seeds; 2 at a time" in outcome.out
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
 def test_all_that_is_wrong_with_all_points_is_said_at_once(dlrun: Callable, tmp_path: Path) -> None:
-    done = dlrun("-m", *TINY, "optimizer.lr=0.1,-1,-2", "trainer.epochs=1,0", "sweep.dir=s")
-    assert done.code == 2
-    assert "things are wrong" in done.err
-    assert all(f"optimizer.lr={lr}" in done.err for lr in (-1, -2))
-    assert "trainer.epochs=0 optimizer.lr=0.1 (and 2 more like it): trainer.epochs=0 must be above 0" in done.err
+    outcome = dlrun("-m", *TINY, "optimizer.lr=0.1,-1,-2", "trainer.epochs=1,0", "sweep.dir=s")
+    assert outcome.code == 2
+    assert "things are wrong" in outcome.err
+    assert all(f"optimizer.lr={lr}" in outcome.err for lr in (-1, -2))
+    assert "trainer.epochs=0 optimizer.lr=0.1 (and 2 more like it): trainer.epochs=0 must be above 0" in outcome.err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -95,11 +95,11 @@ def test_data_that_are_not_there_cost_their_job_only(
     build = setup.build.build_data
     monkeypatch.setattr(setup.build, "build_data", fail_without_data)
     words = ("-m", *TINY, "sweep.dir=s")
-    done = dlrun(*words, "data.rows=20,30,40")
-    assert done.code == 1, done.err
-    assert done.out.index("1/3  data.rows=30: FAILED: data=line is not in data") < done.out.index("2/3")
+    outcome = dlrun(*words, "data.rows=20,30,40")
+    assert outcome.code == 1, outcome.err
+    assert outcome.out.index("1/3  data.rows=30: FAILED: data=line is not in data") < outcome.out.index("2/3")
     assert statuses(tmp_path / "s") == ["completed"] * 2
-    assert "no result: data.rows=30 (data=line is not in data; put it there)" in done.out
+    assert "no result: data.rows=30 (data=line is not in data; put it there)" in outcome.out
     nothing = dlrun("-m", *TINY, "data.rows=30", "sweep.dir=t")
     assert (nothing.code, nothing.err) == (2, "dlrun: data=line is not in data; put it there\n")
     monkeypatch.undo()
@@ -110,9 +110,9 @@ def test_data_that_are_not_there_cost_their_job_only(
 @pytest.mark.slow
 def test_the_first_failure_can_end_the_sweep(dlrun: Callable, tmp_path: Path) -> None:
     words = ("-m", *TINY, "trainer.epochs=3", "sweep.dir=s", "optimizer.lr=1e30,0.1,0.2")
-    done = dlrun(*words, "sweep.fail_fast=true")
-    assert done.code == 1
-    assert "0 of 3 runs finished, 1 failed (sweep.fail_fast=true: the others were not started)" in done.out
+    outcome = dlrun(*words, "sweep.fail_fast=true")
+    assert outcome.code == 1
+    assert "0 of 3 runs finished, 1 failed (sweep.fail_fast=true: the others were not started)" in outcome.out
     assert statuses(tmp_path / "s") == ["failed"]
     again = dlrun(*words)
     assert again.code == 1
@@ -137,9 +137,9 @@ def test_a_full_disk_is_a_sentence(
         monkeypatch.setattr(Ledger, "_append", full)
     else:
         monkeypatch.setattr(f"dlrun.sweep.{names[where]}", full)
-    done = dlrun("-m", *TINY, "sweep.dir=s", "seed=0,1")
-    assert "No space left on device" in done.out + done.err
-    assert done.code == (2 if where == "ledger" else 1)
+    outcome = dlrun("-m", *TINY, "sweep.dir=s", "seed=0,1")
+    assert "No space left on device" in outcome.out + outcome.err
+    assert outcome.code == (2 if where == "ledger" else 1)
     assert statuses(tmp_path / "s") == ([] if where == "ledger" else ["completed"] * 2)
     monkeypatch.undo()
 
@@ -158,9 +158,9 @@ def test_what_another_process_has_done_meanwhile_is_not_undone(
         return open_jobs
 
     monkeypatch.setattr(runner, "check_jobs", take_folder)
-    done = dlrun(*words)
-    assert done.code == 2
-    assert "s was resumed by another process meanwhile; type the command again" in done.err
+    outcome = dlrun(*words)
+    assert outcome.code == 2
+    assert "s was resumed by another process meanwhile; type the command again" in outcome.err
     assert statuses(tmp_path / "s") == ["completed"] * 2
 
 
@@ -177,8 +177,8 @@ def test_a_job_of_a_sweep_equals_the_same_job_alone(dlrun: Callable, tmp_path: P
     ]
     lines = ",".join(f"'{' '.join(line)} trainer.epochs=2 seed={i}'" for i, line in enumerate(points))
     for jobs in (1, 2):
-        done = dlrun("-m", *common, f"sweep.points=[{lines}]", f"sweep.jobs={jobs}", f"sweep.dir=s{jobs}")
-        assert done.code == 0, done.out + done.err
+        outcome = dlrun("-m", *common, f"sweep.points=[{lines}]", f"sweep.jobs={jobs}", f"sweep.dir=s{jobs}")
+        assert outcome.code == 0, outcome.out + outcome.err
     for number, line in reversed(list(enumerate(points))):
         alone = dlrun(*common, *line, "trainer.epochs=2", f"seed={number}")
         folders = list(tmp_path.glob(f"s[12]/{number}_*"))
@@ -199,9 +199,9 @@ def test_failing_jobs_cost_themselves_only_and_are_made_up_for(
     kinds = ("crash", "well", "killed", "memory", "endless", "exit", "late", "fine")
     lines = [f"+model.kind={kind}" for kind in kinds] + ["data=line task.loss=mse optimizer=sgd optimizer.lr=1e30"]
     points = ",".join(f"'{line}'" for line in lines)
-    done = dlrun("-m", *words, f"sweep.points=[{points}]", "sweep.jobs=2", "sweep.dir=s")
-    assert done.code == 1, done.err
-    assert "2 of 9 runs finished, 7 failed" in done.out
+    outcome = dlrun("-m", *words, f"sweep.points=[{points}]", "sweep.jobs=2", "sweep.dir=s")
+    assert outcome.code == 1, outcome.err
+    assert "2 of 9 runs finished, 7 failed" in outcome.out
     for line, why in {
         "crash": "ValueError: broken on purpose",
         "killed": "its process was killed by SIGKILL",
@@ -210,12 +210,12 @@ def test_failing_jobs_cost_themselves_only_and_are_made_up_for(
         "exit": "SystemExit: 3",
         "late": "SystemExit: 4",
     }.items():
-        (output,) = [text for text in done.out.splitlines() if f"+model.kind={line}: FAILED" in text]
+        (output,) = [text for text in outcome.out.splitlines() if f"+model.kind={line}: FAILED" in text]
         assert why in output
-    output = [text for text in done.out.splitlines() if "FAILED" in text]
+    output = [text for text in outcome.out.splitlines() if "FAILED" in text]
     assert len(output) == 7
-    assert done.out.count("run.log") == 7
-    assert done.out.count("no result: ") == 2  # of those that ended without one
+    assert outcome.out.count("run.log") == 7
+    assert outcome.out.count("no result: ") == 2  # of those that ended without one
     ledger = Ledger.read(tmp_path / "s")
     assert sorted(entry.status for entry in ledger.entries.values()) == ["completed"] * 2 + ["failed"] * 7
     finished = {
@@ -243,10 +243,10 @@ def test_code_that_has_changed_between_is_said(dlrun: Callable, tmp_path: Path) 
     words = ("-m", "model._target_=changing_net.Net", "sweep.dir=s", *(w for w in TINY if w != "model=linear"))
     assert dlrun(*words, "seed=0,1").code == 0
     net.write_text(NET + "\n# another\n")
-    done = dlrun(*words, "seed=0,1,2")
-    assert done.code == 0, done.err
-    assert "2 of them finished before" in done.out
-    assert "code" in " ".join(line for line in done.out.splitlines() if line.startswith("note: "))
+    outcome = dlrun(*words, "seed=0,1,2")
+    assert outcome.code == 0, outcome.err
+    assert "2 of them finished before" in outcome.out
+    assert "code" in " ".join(line for line in outcome.out.splitlines() if line.startswith("note: "))
 
 
 @pytest.mark.slow
@@ -255,9 +255,9 @@ def test_a_sweep_is_gone_on_with_from_elsewhere(dlrun: Callable, tmp_path: Path,
     (tmp_path / "s").rename(tmp_path / "renamed")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    done = dlrun("resume", "../renamed", "seed=range(3,5)")
-    assert done.code == 0, done.err
-    assert "6 runs: 2 settings × 3 seeds, 2 of them finished before" in done.out
+    outcome = dlrun("resume", "../renamed", "seed=range(3,5)")
+    assert outcome.code == 0, outcome.err
+    assert "6 runs: 2 settings × 3 seeds, 2 of them finished before" in outcome.out
     assert list((tmp_path / "elsewhere").iterdir()) == []
     assert statuses(tmp_path / "renamed") == ["completed"] * 6
     assert (tmp_path / "renamed" / "comparison.csv").read_text().count("setting") == 2
@@ -268,11 +268,11 @@ def test_damaged_rows_of_one_job_do_not_end_the_sweep(dlrun: Callable[..., Any])
     assert dlrun("-m", *TINY, "seed=0,1,2", "sweep.dir=s").code == 0
     next(Path("s").glob("0_*/metrics.jsonl")).write_text('{"a":\n')
     next(Path("s").glob("1_*")).joinpath("result.json").write_text('{"status": "completed", "best": []}')
-    done = dlrun("resume", "s")
-    assert done.code == 0, done.err
-    assert "Traceback" not in done.err
-    assert "1/1  seed=1" in done.out  # its result is damaged, so it resumes from its checkpoint
-    assert "note: damaged: s/0_" in done.out
+    outcome = dlrun("resume", "s")
+    assert outcome.code == 0, outcome.err
+    assert "Traceback" not in outcome.err
+    assert "1/1  seed=1" in outcome.out  # its result is damaged, so it resumes from its checkpoint
+    assert "note: damaged: s/0_" in outcome.out
 
 
 @pytest.mark.slow
@@ -300,9 +300,9 @@ def test_a_failed_job_goes_on_and_one_that_cannot_be_opened_is_left_alone(dlrun:
         file.write_bytes(b"")
     before = {path: path.read_bytes() for path in damaged.rglob("*") if path.is_file()}
 
-    done = dlrun("resume", "s")
-    assert done.code == 1
-    assert "was cut short (0 bytes)" in done.out
+    outcome = dlrun("resume", "s")
+    assert outcome.code == 1
+    assert "was cut short (0 bytes)" in outcome.out
     assert {path: path.read_bytes() for path in damaged.rglob("*") if path.is_file()} == before
     assert json.loads((failed / "result.json").read_text())["status"] == "completed"
     assert json.loads((failed / "result.json").read_text())["weights_sha256"] == weights

@@ -146,9 +146,9 @@ def test_what_is_missing_is_told_before_anything_is_written(
     words: list[str], sentence: str, dlrun: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", "")
-    done = dlrun(*WORDS, *words)
-    assert done.code == 2
-    assert sentence in done.err
+    outcome = dlrun(*WORDS, *words)
+    assert outcome.code == 2
+    assert sentence in outcome.err
     assert not list(tmp_path.iterdir())
 
 
@@ -157,9 +157,9 @@ def test_a_library_that_is_missing_is_named(
     engine: str, library: str, dlrun: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, library, None)
-    done = dlrun(*WORDS, f"sweep.engine={engine}")
-    assert done.code == 2
-    assert f"sweep.engine={engine} needs {library}; type pip install 'dlrun[{engine}]'" in done.err
+    outcome = dlrun(*WORDS, f"sweep.engine={engine}")
+    assert outcome.code == 2
+    assert f"sweep.engine={engine} needs {library}; type pip install 'dlrun[{engine}]'" in outcome.err
     assert not list(tmp_path.iterdir())
 
 

@@ -108,8 +108,8 @@ def test_optimizers_and_early_stopping_differ_within_a_stack(dlrun: Callable[...
         "optimizer=sgd,adam,rmsprop",
         "seed=0,1",
     )
-    done = dlrun(*words, "sweep.stack=on", "sweep.dir=stacked")
-    assert done.code == 0, done.err
+    outcome = dlrun(*words, "sweep.stack=on", "sweep.dir=stacked")
+    assert outcome.code == 0, outcome.err
     assert dlrun(*words, "sweep.stack=off", "sweep.dir=alone").code == 0
     lengths = set()
     for ours in list_runs(tmp_path / "stacked"):
@@ -121,18 +121,18 @@ def test_optimizers_and_early_stopping_differ_within_a_stack(dlrun: Callable[...
 @pytest.mark.slow
 def test_a_run_that_does_not_fit_trains_alone(dlrun: Callable[..., Any], tmp_path: Path) -> None:
     points = "sweep.points=['seed=0,1','trainer.ema_decay=0.9','optimizer=lbfgs']"
-    done = dlrun(*MLP, points, "sweep.stack=on", "sweep.dir=s")
-    assert done.code == 0, done.err
-    assert "optimizer=lbfgs trains alone: LBFGS" in done.out
+    outcome = dlrun(*MLP, points, "sweep.stack=on", "sweep.dir=s")
+    assert outcome.code == 0, outcome.err
+    assert "optimizer=lbfgs trains alone: LBFGS" in outcome.out
     assert len(list_runs(tmp_path / "s")) == 4
 
 
 @pytest.mark.slow
 def test_a_run_that_fails_costs_itself(dlrun: Callable[..., Any], tmp_path: Path) -> None:
     words = ("-m", *MLP[:2], "optimizer=sgd", "optimizer.lr=0.1,1e38", "seed=0,1", "figures=false", "trainer.epochs=3")
-    done = dlrun(*words, "sweep.stack=on", "sweep.dir=stacked")
-    assert done.code == 1
-    assert "2 of 4 runs finished, 2 failed" in done.out
+    outcome = dlrun(*words, "sweep.stack=on", "sweep.dir=stacked")
+    assert outcome.code == 1
+    assert "2 of 4 runs finished, 2 failed" in outcome.out
     assert dlrun(*words, "sweep.stack=off", "sweep.dir=alone").code == 1
     for path in list_runs(tmp_path / "alone"):
         ours, theirs = read_result(tmp_path / "stacked" / path.name), read_result(path)
@@ -158,18 +158,18 @@ def test_a_stack_whose_file_is_damaged_is_told_and_kept(tmp_path: Path) -> None:
 def test_a_run_that_does_not_fit_is_not_begun_after_a_failure(dlrun: Callable[..., Any], tmp_path: Path) -> None:
     points = "sweep.points=['optimizer=sgd optimizer.lr=1e38 seed=0,1','optimizer=lbfgs']"
     words = (*MLP[:2], "trainer.epochs=3", "figures=false", points, "sweep.stack=on", "sweep.fail_fast=true")
-    done = dlrun(*words, "sweep.dir=s")
-    assert done.code == 1
-    assert "trains alone: LBFGS" in done.out
+    outcome = dlrun(*words, "sweep.dir=s")
+    assert outcome.code == 1
+    assert "trains alone: LBFGS" in outcome.out
     assert [read_result(path)["status"] for path in list_runs(tmp_path / "s")] == ["failed"]
 
 
 @pytest.mark.slow
 def test_the_first_failure_ends_a_stack_that_is_to_fail_fast(dlrun: Callable[..., Any], tmp_path: Path) -> None:
     words = ("-m", *MLP[:2], "optimizer=sgd", "optimizer.lr=0.1,1e38", "seed=0,1", "figures=false", "trainer.epochs=3")
-    done = dlrun(*words, "sweep.stack=on", "sweep.fail_fast=true", "sweep.dir=s")
-    assert done.code == 1
-    assert "0 of 4 runs finished, 1 failed (sweep.fail_fast=true" in done.out
+    outcome = dlrun(*words, "sweep.stack=on", "sweep.fail_fast=true", "sweep.dir=s")
+    assert outcome.code == 1
+    assert "0 of 4 runs finished, 1 failed (sweep.fail_fast=true" in outcome.out
     assert [read_result(path)["status"] for path in list_runs(tmp_path / "s")] == ["failed"]
 
     # The others continue where they were.
@@ -187,9 +187,9 @@ def test_the_first_failure_ends_a_stack_that_is_to_fail_fast(dlrun: Callable[...
 
 
 def test_auto_says_what_it_chose(dlrun: Callable[..., Any]) -> None:
-    done = dlrun(*FOUR, "sweep.dry_run=true")
-    assert "as one, " in done.out
-    assert "one after the other" in done.out
+    outcome = dlrun(*FOUR, "sweep.dry_run=true")
+    assert "as one, " in outcome.out
+    assert "one after the other" in outcome.out
     # Too few to be worth it.
     assert "stack" not in dlrun("-m", *MLP, "seed=0,1", "sweep.dry_run=true").out
     refused = dlrun("-m", "data=digits", "model=resnet", "seed=range(4)", "sweep.dry_run=true")
@@ -204,9 +204,9 @@ def test_auto_says_which_setting_it_cannot_stack(dlrun: Callable[..., Any]) -> N
 
 @pytest.mark.slow
 def test_stacks_train_in_processes_of_their_own(command: Callable[..., Any], tmp_path: Path) -> None:
-    done = command(*FOUR, "model.hidden_sizes=[4],[5]", "sweep.jobs=2", "sweep.stack=on", "sweep.dir=s")
-    assert done.code == 0, done.err
-    assert done.out.count("4 runs train as one stack") == 2
+    outcome = command(*FOUR, "model.hidden_sizes=[4],[5]", "sweep.jobs=2", "sweep.stack=on", "sweep.dir=s")
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.count("4 runs train as one stack") == 2
     assert dlrun_statuses(tmp_path / "s") == ["completed"] * 8
 
 

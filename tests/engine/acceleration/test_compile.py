@@ -63,9 +63,9 @@ def test_what_cannot_be_compiled_is_said_before_anything_is_written(
             raise RuntimeError("the backend failed") from error
 
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: setattr(self, "_compiled_call_impl", fails))
-    done = dlrun("data=blobs", "model=mlp", "device.compile=true", *QUIET)
-    assert (done.code, done.out) == (2, "")
-    assert done.err == "dlrun: device.compile=true: no C++ compiler here; type device.compile=false\n"
+    outcome = dlrun("data=blobs", "model=mlp", "device.compile=true", *QUIET)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err == "dlrun: device.compile=true: no C++ compiler here; type device.compile=false\n"
     assert not Path("outputs").exists()
 
 

@@ -31,12 +31,12 @@ def test_the_fastest_number_is_taken_and_said_and_the_run_is_the_same(
 ) -> None:
     monkeypatch.setattr(thread_choice, "_time_step", slow_but_with(best))
     monkeypatch.setattr("dlrun.engine.device.count_cores", lambda: 3)
-    done = dlrun(*WORDS, "device.num_threads=auto", "hydra.run.dir=run")
-    assert done.code == 0, done.err
-    assert f"device.num_threads=auto: {best} (a step takes " in done.out
+    outcome = dlrun(*WORDS, "device.num_threads=auto", "hydra.run.dir=run")
+    assert outcome.code == 0, outcome.err
+    assert f"device.num_threads=auto: {best} (a step takes " in outcome.out
     assert json.loads(Path("run/environment.json").read_text())["threads"] == best
     alone = dlrun(*WORDS, f"device.num_threads={best}", "hydra.run.dir=alone")
-    assert done.rows == alone.rows
+    assert outcome.rows == alone.rows
     monkeypatch.setattr(thread_choice, "_time_step", slow_but_with(1 if best > 1 else 3))
     longer = dlrun("resume", "run", "trainer.epochs=3")
     assert longer.code == 0, longer.err
@@ -51,15 +51,15 @@ def test_within_three_percent_the_fewest_are_taken(monkeypatch: pytest.MonkeyPat
 
 
 def test_real_steps_are_timed(dlrun: Callable[..., Any]) -> None:
-    done = dlrun(*WORDS, "device.num_threads=auto")
-    assert done.code == 0, done.err
-    assert " ms with 1" in done.out
+    outcome = dlrun(*WORDS, "device.num_threads=auto")
+    assert outcome.code == 0, outcome.err
+    assert " ms with 1" in outcome.out
 
 
 @pytest.mark.parametrize(
     "wrong", ["-1", *(pytest.param(w, marks=pytest.mark.slow) for w in ("0", "many", "1.5", "true"))]
 )
 def test_what_is_no_number_is_refused(wrong: str, dlrun: Callable[..., Any]) -> None:
-    done = dlrun(*WORDS, f"device.num_threads={wrong}")
-    assert done.code == 2
-    assert f"device.num_threads={wrong}" in done.err
+    outcome = dlrun(*WORDS, f"device.num_threads={wrong}")
+    assert outcome.code == 2
+    assert f"device.num_threads={wrong}" in outcome.err

@@ -82,16 +82,16 @@ def test_a_step_that_the_scaler_skips_does_not_move_it(fused: bool, skipped: set
 @pytest.mark.slow
 def test_it_is_evaluated_and_saved_beside_the_weights(dlrun: Callable[..., Any]) -> None:
     plain = dlrun(*WORDS, "hydra.run.dir=plain")
-    done = dlrun(*WORDS, "trainer.ema_decay=0.8", "checkpoint.monitor=val/ema_accuracy", "hydra.run.dir=run")
-    assert done.code == 0, done.err
-    assert done.result["weights_sha256"] == plain.result["weights_sha256"]  # training is not changed by it
-    assert done.result["best"]["metric"] == "val/ema_accuracy"
-    assert {"val/ema_loss", "test/ema_loss", "test/ema_accuracy"} <= set(done.result["metrics"])
-    assert all(row["val/ema_loss"] != row["val/loss"] for row in done.rows)
+    outcome = dlrun(*WORDS, "trainer.ema_decay=0.8", "checkpoint.monitor=val/ema_accuracy", "hydra.run.dir=run")
+    assert outcome.code == 0, outcome.err
+    assert outcome.result["weights_sha256"] == plain.result["weights_sha256"]  # training is not changed by it
+    assert outcome.result["best"]["metric"] == "val/ema_accuracy"
+    assert {"val/ema_loss", "test/ema_loss", "test/ema_accuracy"} <= set(outcome.result["metrics"])
+    assert all(row["val/ema_loss"] != row["val/loss"] for row in outcome.rows)
     best = checkpoint.load(Path("run/checkpoints/best.pt"))
     assert best["ema"]["model"].keys() == best["model"].keys()
-    values = [row["val/ema_accuracy"] for row in done.rows]
-    assert done.result["best"]["value"] == max(values)
+    values = [row["val/ema_accuracy"] for row in outcome.rows]
+    assert outcome.result["best"]["value"] == max(values)
     evaluated = dlrun("eval", "run", "figures=false")
     line = next(line for line in evaluated.out.splitlines() if "test/ema_loss" in line)
     now, recorded = line.split()[1:3]
@@ -100,15 +100,15 @@ def test_it_is_evaluated_and_saved_beside_the_weights(dlrun: Callable[..., Any])
 
 @pytest.mark.parametrize("decay", ["1", "x"])
 def test_a_decay_that_is_none_is_refused(decay: str, dlrun: Callable[..., Any]) -> None:
-    done = dlrun(*WORDS, f"trainer.ema_decay={decay}")
-    assert done.code == 2
-    assert "trainer.ema_decay" in done.err
+    outcome = dlrun(*WORDS, f"trainer.ema_decay={decay}")
+    assert outcome.code == 2
+    assert "trainer.ema_decay" in outcome.err
 
 
 def test_a_run_without_an_average_has_no_such_metric(dlrun: Callable[..., Any]) -> None:
-    done = dlrun(*WORDS, "checkpoint.monitor=val/ema_loss")
-    assert done.code == 2
-    assert "checkpoint.monitor=val/ema_loss" in done.err
+    outcome = dlrun(*WORDS, "checkpoint.monitor=val/ema_loss")
+    assert outcome.code == 2
+    assert "checkpoint.monitor=val/ema_loss" in outcome.err
 
 
 @pytest.mark.parametrize("stop_at", [pytest.param(7, marks=pytest.mark.slow), pytest.param(12, marks=pytest.mark.slow)])
@@ -132,9 +132,9 @@ def test_interrupted_and_resumed_it_is_the_same_average(
 
     monkeypatch.setattr(trainer, "backward", count_calls)
     assert dlrun(*words, "hydra.run.dir=run").code == 130
-    done = dlrun("resume", "run")
-    assert done.code == 0, done.err
-    assert done.rows == reference.rows
+    outcome = dlrun("resume", "run")
+    assert outcome.code == 0, outcome.err
+    assert outcome.rows == reference.rows
     files = [
         checkpoint.load(Path(run, "checkpoints", name)) for run in ("run", "whole") for name in ("last.pt", "best.pt")
     ]

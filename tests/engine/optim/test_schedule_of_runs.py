@@ -172,7 +172,7 @@ def test_a_run_by_epoch_with_a_warm_up_logs_the_rates_of_the_closed_form(dlrun: 
              "tracking.graph=false", "figures=false", "tracking.diagnose=false")  # fmt: skip
     first = dlrun(*words)
     per_epoch = int(first.rows[0]["step"])
-    done = dlrun(*words, f"scheduler.warmup_steps={2 * per_epoch}")
+    outcome = dlrun(*words, f"scheduler.warmup_steps={2 * per_epoch}")
     climbed = [LR, LR, LR]  # two epochs climb to it, the third has it
     falling = [LR * (1 + math.cos(math.pi * moves / 3)) / 2 for moves in (1, 2)]
-    assert [row["lr"] for row in done.rows] == pytest.approx(climbed + falling)
+    assert [row["lr"] for row in outcome.rows] == pytest.approx(climbed + falling)

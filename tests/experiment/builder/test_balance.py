@@ -93,7 +93,7 @@ def test_files_of_ones_own_are_noted_and_balanced(
 def test_what_cannot_be_balanced(
     words: tuple[str, ...] | str, sentence: str, dlrun: Callable[..., Any], tmp_path: Path
 ) -> None:
-    done = dlrun(*((words,) if isinstance(words, str) else words))
-    assert (done.code, done.out) == (2, "")
-    assert sentence in done.err
+    outcome = dlrun(*((words,) if isinstance(words, str) else words))
+    assert (outcome.code, outcome.out) == (2, "")
+    assert sentence in outcome.err
     assert not (tmp_path / "outputs").exists()

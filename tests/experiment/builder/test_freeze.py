@@ -78,9 +78,9 @@ def train_by_hand(net: Any, patterns: tuple[str, ...]) -> tuple[dict[str, Any], 
 @pytest.mark.slow
 def test_a_frozen_part_stays_and_the_rest_learns_as_by_hand(dlrun: Callable[..., Any], net: Any) -> None:
     before, after = train_by_hand(net, ("features.",))
-    done = dlrun(*WORDS, "model._target_=mynet.Net", "model.freeze=[features.*]", "hydra.run.dir=run")
-    assert done.code == 0, done.err
-    assert "Net: 146 parameters, of which 106 are trained and 40 frozen" in done.out
+    outcome = dlrun(*WORDS, "model._target_=mynet.Net", "model.freeze=[features.*]", "hydra.run.dir=run")
+    assert outcome.code == 0, outcome.err
+    assert "Net: 146 parameters, of which 106 are trained and 40 frozen" in outcome.out
     state = checkpoint.load(Path("run/checkpoints/last.pt"))
     assert state["model"].keys() == after.keys()
     for key, tensor in state["model"].items():

@@ -161,9 +161,9 @@ def test_no_saved_config_runs_code(
         for words in (("resume", str(run), "trainer.epochs=2"), ("eval", str(run))):
             if name in ("the optimizer", "the scheduler", "a group") and words[0] == "eval":
                 continue  # eval builds neither
-            done = dlrun(*words)
-            assert done.code == 2, (name, words, done.out, done.err)
-            assert len(done.err.splitlines()) == 1, done.err
+            outcome = dlrun(*words)
+            assert outcome.code == 2, (name, words, outcome.out, outcome.err)
+            assert len(outcome.err.splitlines()) == 1, outcome.err
             assert not (tmp_path / "canary").exists(), name
             assert (tmp_path / "victim").exists(), name
 
@@ -173,9 +173,9 @@ def test_resolvers_that_only_read_are_not_evaluated_either(
 ) -> None:
     monkeypatch.setenv("ROWS", "40")
     run = hostile({"data": {"rows": "$" + "{oc.decode:$" + "{oc.env:ROWS}}"}})
-    done = dlrun("eval", str(run))
-    assert done.code == 2
-    assert "data.rows='$" + "{oc.decode:$" + "{oc.env:ROWS}}' must be a whole number" in done.err
+    outcome = dlrun("eval", str(run))
+    assert outcome.code == 2
+    assert "data.rows='$" + "{oc.decode:$" + "{oc.env:ROWS}}' must be a whole number" in outcome.err
 
 
 @pytest.mark.parametrize("target", ["mynet.Net", "mynet.make", "mynet.os.remove"])

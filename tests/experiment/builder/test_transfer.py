@@ -18,22 +18,22 @@ from dlrun.runs import checkpoint
 QUICK = ("data=digits", "trainer.epochs=1", "tracking.graph=false", "figures=false")
 
 
-def notes(done: Any) -> list[str]:
-    return [line.removeprefix("note: ") for line in done.out.splitlines() if line.startswith("note: ")]
+def notes(outcome: Any) -> list[str]:
+    return [line.removeprefix("note: ") for line in outcome.out.splitlines() if line.startswith("note: ")]
 
 
 @pytest.mark.slow
 def test_what_matches_and_what_does_not_is_listed_with_shapes(dlrun: Callable[..., Any]) -> None:
     dlrun(*QUICK, "model.hidden_sizes=[32,16]", "hydra.run.dir=run")
-    done = dlrun(*QUICK, "init_from=run", "model.hidden_sizes=[32,10,8]")
-    assert done.code == 0, done.err
-    assert notes(done) == [
+    outcome = dlrun(*QUICK, "init_from=run", "model.hidden_sizes=[32,10,8]")
+    assert outcome.code == 0, outcome.err
+    assert notes(outcome) == [
         "2 of 8 tensors taken from run: layers.1.weight, layers.1.bias",
         "not taken, as their shapes differ: layers.3.weight (10×32 here, 16×32 there), layers.3.bias (10 here, 16 "
         "there), layers.5.weight (8×10 here, 10×16 there), layers.5.bias (8 here, 10 there)",
         "not taken, as run lacks them: layers.7.weight (10×8), layers.7.bias (10)",
     ]
-    back = dlrun(*QUICK, f"init_from={done.folder}/checkpoints/last.pt", "model.hidden_sizes=[32,16]")
+    back = dlrun(*QUICK, f"init_from={outcome.folder}/checkpoints/last.pt", "model.hidden_sizes=[32,16]")
     assert notes(back)[2] == "not taken, as this model has none such: layers.7.weight (10×8), layers.7.bias (10)"
     assert [note for note in back.result["warnings"] if "taken" in note] == notes(back)
 
@@ -42,9 +42,9 @@ def test_what_matches_and_what_does_not_is_listed_with_shapes(dlrun: Callable[..
 def test_all_of_it_is_said_in_one_line(dlrun: Callable[..., Any]) -> None:
     first = dlrun(*QUICK, "hydra.run.dir=run", "model.hidden_sizes=[16]")
     assert first.code == 0
-    done = dlrun(*QUICK, "init_from=run", "model.hidden_sizes=[16]", "hydra.run.dir=next")
-    assert len(notes(done)) == 1
-    assert notes(done)[0].startswith("4 of 4 tensors taken from run: layers.1.weight, ")
+    outcome = dlrun(*QUICK, "init_from=run", "model.hidden_sizes=[16]", "hydra.run.dir=next")
+    assert len(notes(outcome)) == 1
+    assert notes(outcome)[0].startswith("4 of 4 tensors taken from run: layers.1.weight, ")
     started = Path("next/fingerprints.jsonl").read_text().splitlines()[0]
     ended = Path("run/fingerprints.jsonl").read_text().splitlines()[-1]
     assert re.findall("[0-9a-f]{64}", started) == re.findall("[0-9a-f]{64}", ended)
@@ -79,9 +79,9 @@ def test_transfer_from_a_file_of_weights(dlrun: Callable[..., Any]) -> None:
     torch.save(source.state_dict(), "resnet18.pth")
     words = ("model=torchvision", "model.name=resnet18", "data.image_size=32", "data.train_rows=64")
     words += ("model.freeze=backbone", "tracking.graph=false", "figures=false", "data=digits")
-    done = dlrun(*words, "model.weights=resnet18.pth", "trainer.epochs=2", "hydra.run.dir=run")
-    assert done.code == 0, done.err
-    assert "parameters, of which 5,130 are trained" in done.out
+    outcome = dlrun(*words, "model.weights=resnet18.pth", "trainer.epochs=2", "hydra.run.dir=run")
+    assert outcome.code == 0, outcome.err
+    assert "parameters, of which 5,130 are trained" in outcome.out
     held = torch.load("run/checkpoints/last.pt", weights_only=True)["model"]
     trained = source.state_dict()
     same = [key for key in trained if torch.equal(held.get(f"net.{key}", torch.zeros(0)), trained[key])]
@@ -101,13 +101,13 @@ def test_transfer_from_a_file_of_weights(dlrun: Callable[..., Any]) -> None:
 def test_a_download_that_fails_is_a_sentence(dlrun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(Path.cwd()))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody answers there
-    done = dlrun(
+    outcome = dlrun(
         "data=digits", "data.image_size=32", "model=torchvision", "model.weights=DEFAULT", "model.freeze=backbone"
     )
-    assert done.code == 2
-    assert "model.weights=IMAGENET1K_V1 of resnet18 cannot be loaded (" in done.err
-    assert "type model.weights=null, or put https://" in done.err
-    assert done.err.count("dlrun: ") == 1
+    assert outcome.code == 2
+    assert "model.weights=IMAGENET1K_V1 of resnet18 cannot be loaded (" in outcome.err
+    assert "type model.weights=null, or put https://" in outcome.err
+    assert outcome.err.count("dlrun: ") == 1
     assert not Path("outputs").exists()
 
 
@@ -167,9 +167,9 @@ def test_files_of_other_projects_are_read_as_they_are(kind: str, dlrun: Callable
         case "safetensors":
             file = "weights.safetensors"
             save_file(state, file)
-    done = dlrun(*BLOBS, f"init_from={file}", "model.freeze=backbone", "hydra.run.dir=run")
-    assert done.code == 0, done.err
-    assert notes(done)[:2] == [
+    outcome = dlrun(*BLOBS, f"init_from={file}", "model.freeze=backbone", "hydra.run.dir=run")
+    assert outcome.code == 0, outcome.err
+    assert notes(outcome)[:2] == [
         f"7 of 9 tensors taken from {file}: backbone.0 (2), backbone.2 (5)",
         "not taken, as their shapes differ: fc.weight (2×8 here, 5×8 there), fc.bias (2 here, 5 there)",
     ]
@@ -182,8 +182,8 @@ def test_names_are_mapped_and_what_is_left_is_told(dlrun: Callable[..., Any], so
     state = source.state_dict()
     torch.save(wrap(state, "encoder.trunk.") | {"decoder.weight": torch.zeros(3)}, "other.pth")
     words = (*BLOBS, "init_from=other.pth")
-    done = dlrun(*words, 'init_map={encoder.trunk.: "", encoder.trunk.fc: null, decoder: null}', "hydra.run.dir=run")
-    assert notes(done)[:3] == [
+    outcome = dlrun(*words, 'init_map={encoder.trunk.: "", encoder.trunk.fc: null, decoder: null}', "hydra.run.dir=run")
+    assert notes(outcome)[:3] == [
         "7 of 9 tensors taken from other.pth: backbone.0 (2), backbone.2 (5)",
         "not taken, as other.pth lacks them: fc.weight (2×8), fc.bias (2)",
         "not taken, as init_map leaves them out: encoder.trunk.fc.weight, encoder.trunk.fc.bias, decoder.weight",

@@ -372,15 +372,15 @@ def table(folder: Path) -> tuple[str, ...]:
 
 
 def test_trouble_is_said_before_the_epoch_that_shows_it(dlrun: Callable[..., Any], tmp_path: Path) -> None:
-    done = dlrun(*table(tmp_path), "trainer.epochs=2")
-    assert done.code == 0, done.err
-    (far,) = (note for note in done.result["warnings"] if "normalized" in note)
+    outcome = dlrun(*table(tmp_path), "trainer.epochs=2")
+    assert outcome.code == 0, outcome.err
+    (far,) = (note for note in outcome.result["warnings"] if "normalized" in note)
     assert far.startswith("epoch 1: feature income is far from normalized: feature income has mean ")
-    for text in (done.out, (done.folder / "run.log").read_text()):
+    for text in (outcome.out, (outcome.folder / "run.log").read_text()):
         assert text.count("normalized") == 1
         assert text.index(f"note: {far}") < text.index("epoch 1/2")
-    (trivial,) = (note for note in done.result["warnings"] if "trivial" in note)
-    assert done.out.index(trivial) > done.out.index("epoch 2/2")
+    (trivial,) = (note for note in outcome.result["warnings"] if "trivial" in note)
+    assert outcome.out.index(trivial) > outcome.out.index("epoch 2/2")
 
 
 @pytest.mark.slow

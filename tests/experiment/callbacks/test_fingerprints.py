@@ -28,15 +28,15 @@ def sha256(file: Path) -> str:
 
 
 def test_a_line_an_epoch_and_one_before_the_first_step(dlrun: Callable[..., Any]) -> None:
-    done = dlrun(*SMALL, "trainer.epochs=2", "hydra.run.dir=run")
+    outcome = dlrun(*SMALL, "trainer.epochs=2", "hydra.run.dir=run")
     hashes = lines("run")
     assert [(line["epoch"], line["step"]) for line in hashes] == [(0, 0), (1, 4), (2, 8)]
     for line in hashes[1:]:
         assert line["weights_sha256"] == sha256(Path(f"run/checkpoints/step_{line['step']:08d}.pt"))
     assert hashes[-1]["weights_sha256"] == json.loads(Path("run/result.json").read_text())["weights_sha256"]
     assert len({line["weights_sha256"] for line in hashes}) == 3
-    assert set(done.rows[0]) >= {"epoch", "step", "train/loss"}
-    assert "weights_sha256" not in done.rows[0]
+    assert set(outcome.rows[0]) >= {"epoch", "step", "train/loss"}
+    assert "weights_sha256" not in outcome.rows[0]
 
 
 @pytest.mark.slow

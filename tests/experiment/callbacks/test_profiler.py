@@ -17,12 +17,12 @@ WORDS = ("data=blobs", "model=mlp", "model.dropout=0.2", "trainer.epochs=5", "fi
 @pytest.mark.slow
 def test_the_run_is_the_same_and_where_its_time_went_is_said(dlrun: Callable[..., Any]) -> None:
     plain = dlrun(*WORDS, "hydra.run.dir=plain")
-    done = dlrun(*WORDS, "trainer.profile=true", "hydra.run.dir=run")
-    assert done.code == 0, done.err
-    assert done.rows == plain.rows
-    assert done.result["weights_sha256"] == plain.result["weights_sha256"]
-    assert done.result["config_hash"] == plain.result["config_hash"]
-    shares = re.findall(r"^ (\w+) +([\d.]+) +([\d.]+) % +[\d,]+", done.out, re.MULTILINE)
+    outcome = dlrun(*WORDS, "trainer.profile=true", "hydra.run.dir=run")
+    assert outcome.code == 0, outcome.err
+    assert outcome.rows == plain.rows
+    assert outcome.result["weights_sha256"] == plain.result["weights_sha256"]
+    assert outcome.result["config_hash"] == plain.result["config_hash"]
+    shares = re.findall(r"^ (\w+) +([\d.]+) +([\d.]+) % +[\d,]+", outcome.out, re.MULTILINE)
     assert [name for name, *_ in shares] == list(profiler._PHASES)
     assert sum(float(share) for *_, share in shares) == pytest.approx(100, abs=0.5)
     assert all(float(seconds) > 0 for name, seconds, _ in shares if name in ("forward", "backward", "log"))
@@ -37,14 +37,14 @@ def test_the_run_is_the_same_and_where_its_time_went_is_said(dlrun: Callable[...
 def test_a_step_with_a_closure_has_the_phases_of_its_evaluations(dlrun: Callable[..., Any]) -> None:
     words = (*WORDS, "optimizer=lbfgs", "trainer.max_steps=12", "checkpoint.every_steps=4")
     plain = dlrun(*words, "hydra.run.dir=plain")
-    done = dlrun(*words, "trainer.profile=true", "hydra.run.dir=run")
-    assert done.code == 0, done.err
-    assert done.result["weights_sha256"] == plain.result["weights_sha256"]
+    outcome = dlrun(*words, "trainer.profile=true", "hydra.run.dir=run")
+    assert outcome.code == 0, outcome.err
+    assert outcome.result["weights_sha256"] == plain.result["weights_sha256"]
     (trace,) = Path("run/profile").glob("*.pt.trace.json")
     events = [event.get("name") for event in json.loads(trace.read_text())["traceEvents"]]
     assert events.count("forward") == events.count("backward") >= profiler._TRACED["active"]
     assert events.count("checkpoint") > 0
-    seconds = dict(re.findall(r"^ (\w+) +([\d.]+) +[\d.]+ % +[\d,]+", done.out, re.MULTILINE))
+    seconds = dict(re.findall(r"^ (\w+) +([\d.]+) +[\d.]+ % +[\d,]+", outcome.out, re.MULTILINE))
     assert float(seconds["backward"]) > 0
     assert float(seconds["optimizer"]) > 0
 
@@ -52,9 +52,9 @@ def test_a_step_with_a_closure_has_the_phases_of_its_evaluations(dlrun: Callable
 @pytest.mark.slow
 def test_pictures_are_stopped_whenever_they_are_drawn(dlrun: Callable[..., Any], no_stand_in: None) -> None:
     words = ("data=parabola", "model=mlp", "trainer.epochs=2", "tracking.evolution_every_epochs=1")
-    done = dlrun(*words, "trainer.profile=true", "tracking.graph=false")
-    assert done.code == 0, done.err
-    shares = dict(re.findall(r"^ (\w+) +([\d.]+) +[\d.]+ % +[\d,]+", done.out, re.MULTILINE))
+    outcome = dlrun(*words, "trainer.profile=true", "tracking.graph=false")
+    assert outcome.code == 0, outcome.err
+    shares = dict(re.findall(r"^ (\w+) +([\d.]+) +[\d.]+ % +[\d,]+", outcome.out, re.MULTILINE))
     assert float(shares["figures"]) > 0.1 > float(shares["log"])
 
 

@@ -80,30 +80,30 @@ def test_losses_that_are_not_finite_diverge() -> None:
 @pytest.mark.slow
 def test_a_quadratic_diverges_from_two_over_its_curvature_on(dlrun: Callable[..., Any], curves: list[Curve]) -> None:
     words = ("data=three_points", "model=linear", "model.bias=false", "data.batch_size=3", "optimizer=sgd")
-    done = dlrun("check", "lr", *words, "device.precision=fp64")
+    outcome = dlrun("check", "lr", *words, "device.precision=fp64")
     (curve,) = curves
     limit = 2 / (2 * (1 + 4 + 9) / 3)  # the loss is the mean of (w x - 2 x)^2 over x = 1, 2, 3
     assert curve.rates[curve.lowest] < limit
     assert limit / 20 < (suggest_rate(curve) or 0) < limit / 2
-    assert f"suggestion: optimizer.lr={suggest_rate(curve):g}, " in done.out
+    assert f"suggestion: optimizer.lr={suggest_rate(curve):g}, " in outcome.out
     assert curve.divergence is None  # what is learned without noise stays learned for long
-    (match,) = re.findall(r"the loss diverges from optimizer.lr=(\S+) on", done.out)
+    (match,) = re.findall(r"the loss diverges from optimizer.lr=(\S+) on", outcome.out)
     assert limit < float(match) < 1.6 * limit
 
 
 @pytest.mark.slow
 def test_table_and_picture(dlrun: Callable[..., Any], curves: list[Curve]) -> None:
-    done = dlrun(*BLOBS)
+    outcome = dlrun(*BLOBS)
     (curve,) = curves
-    assert (done.code, done.err) == (0, "")
-    assert max(map(len, done.out.splitlines()[:-1])) <= 80
+    assert (outcome.code, outcome.err) == (0, "")
+    assert max(map(len, outcome.out.splitlines()[:-1])) <= 80
     for message in ("falls fastest", "lowest", "suggested (", "configured (0.001)"):
-        assert done.out.count(f"  {message}") == 1, message
-    line = next(line for line in done.out.splitlines() if "configured" in line)
+        assert outcome.out.count(f"  {message}") == 1, message
+    line = next(line for line in outcome.out.splitlines() if "configured" in line)
     step = round(np.log10(1e-3 / LOWEST) * STEPS_PER_DECADE)
     assert line.split()[:2] == ["1.0e-03", f"{curve.smooth[step]:.4f}"]
     (picture,) = [path for path in Path().rglob("*") if path.is_file()]
-    assert done.out.splitlines()[-1] == f"picture: {picture}"
+    assert outcome.out.splitlines()[-1] == f"picture: {picture}"
     assert picture.parent == Path("outputs/check_lr")
     assert picture.name.endswith("_mlp_blobs.png")
     assert imread(picture).shape[:2] == (528, 704)
@@ -175,31 +175,31 @@ def test_groups_with_a_rate_of_their_own_keep_it(dlrun: Callable[..., Any], monk
     ],
 )
 def test_what_is_refused(dlrun: Callable[..., Any], words: list[str], message: str) -> None:
-    done = dlrun(*BLOBS, *words)
-    assert (done.code, done.out) == (2, "")
-    assert message in done.err
+    outcome = dlrun(*BLOBS, *words)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert message in outcome.err
     assert not list(Path().iterdir())
 
 
 def test_a_loss_that_is_not_finite_from_the_start_is_said(dlrun: Callable[..., Any]) -> None:
     words = ("data=points", "data.x=[1,2,3]", "data.y=[1e30,2e30,3e30]", "model=linear", "optimizer=sgd")
-    done = dlrun("check", "lr", *words)
-    assert (done.code, done.out) == (1, "")
-    assert "the loss is not finite before the first step; try inputs of a size around 1" in done.err
+    outcome = dlrun("check", "lr", *words)
+    assert (outcome.code, outcome.out) == (1, "")
+    assert "the loss is not finite before the first step; try inputs of a size around 1" in outcome.err
 
 
 def test_a_search_is_refused(dlrun: Callable[..., Any]) -> None:
-    done = dlrun("check", "lr", "data=three_points", "model=linear", "model.bias=false", "optimizer=exhaustive")
-    assert (done.code, done.out) == (2, "")
-    assert "optimizer=exhaustive evaluates the loss several times a step" in done.err
+    outcome = dlrun("check", "lr", "data=three_points", "model=linear", "model.bias=false", "optimizer=exhaustive")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "optimizer=exhaustive evaluates the loss several times a step" in outcome.err
 
 
 @pytest.mark.slow
 def test_a_picture_that_cannot_be_written_is_said(dlrun: Callable[..., Any]) -> None:
     Path("file").touch()
-    done = dlrun(*BLOBS, "paths.outputs=file/x", "preflight=false")
-    assert done.code == 2
-    assert "cannot write to file/x/check_lr (Not a directory); type paths.outputs=<folder>" in done.err
+    outcome = dlrun(*BLOBS, "paths.outputs=file/x", "preflight=false")
+    assert outcome.code == 2
+    assert "cannot write to file/x/check_lr (Not a directory); type paths.outputs=<folder>" in outcome.err
 
 
 @pytest.mark.slow

@@ -30,15 +30,15 @@ def train(tmp_path: Path, dlrun: Callable[..., Any]) -> Iterator[Callable[..., A
 
 @pytest.mark.slow
 def test_a_counter_is_said_once_everywhere(train: Callable[..., Any]) -> None:
-    done = train("Count")
+    outcome = train("Count")
     sentence = (
         "gate (Count): attribute 'calls' is not in the checkpoint: resume will not end in the same weights; "
         "register it as a buffer, or return it from get_extra_state"
     )
-    assert done.code == 0
-    assert done.out.count(sentence) == 1
-    assert (done.folder / "run.log").read_text().count(sentence) == 1
-    assert done.result["warnings"].count(sentence) == 1
+    assert outcome.code == 0
+    assert outcome.out.count(sentence) == 1
+    assert (outcome.folder / "run.log").read_text().count(sentence) == 1
+    assert outcome.result["warnings"].count(sentence) == 1
 
 
 @pytest.mark.slow
@@ -104,9 +104,9 @@ def test_buffers_of_a_loss_are_saved_and_come_back(train: Callable[..., Any], dl
     ],
 )
 def test_what_acts_late_or_elsewhere_is_said(net: str, words: tuple[str, ...], train: Callable[..., Any]) -> None:
-    done = train(net, *words)
-    assert done.code == 0, done.err
-    assert [text for text in done.result["warnings"] if "resume" in text] == [
+    outcome = train(net, *words)
+    assert outcome.code == 0, outcome.err
+    assert [text for text in outcome.result["warnings"] if "resume" in text] == [
         f"gate ({net}): attribute 'calls' {NOT_SAVED}; register it as a buffer, or return it from get_extra_state"
     ]
 
@@ -140,9 +140,9 @@ def test_state_of_an_optimizer_or_a_schedule_is_said(
 @pytest.mark.parametrize("own", ["true", "false"])
 def test_a_data_set_with_a_generator_of_its_own_is_said(own: str, train: Callable[..., Any]) -> None:
     data = ("data._target_=hidden_nets.rows", f"+data.own={own}", "data.loader=workers", "data.num_workers=0")
-    done = train("BN", *data, "data.val_fraction=0")
-    assert done.code == 0, done.err
-    assert [text for text in done.result["warnings"] if "resume" in text] == [
+    outcome = train("BN", *data, "data.val_fraction=0")
+    assert outcome.code == 0, outcome.err
+    assert [text for text in outcome.result["warnings"] if "resume" in text] == [
         "data=rows: a row that is read again with the same random numbers is another one: a resumed run will not end "
         "in the same weights; keep no count or generator in the data set"
     ] * (own == "true")
@@ -190,9 +190,9 @@ def test_a_net_of_a_script_is_looked_at_as_any_other(tmp_path: Path, python: Cal
 
 
 def test_a_second_net_that_cannot_be_built_is_a_note(train: Callable[..., Any]) -> None:
-    done = train("Twice")
-    assert done.code == 0
-    assert [text for text in done.result["warnings"] if "could not be checked" in text] == [
+    outcome = train("Twice")
+    assert outcome.code == 0
+    assert [text for text in outcome.result["warnings"] if "could not be checked" in text] == [
         "whether a resumed run ends in the same weights could not be checked: RequestError: model=NetTwice: "
         "RuntimeError: a second one (hidden_nets.py, line "
         f"{next(i for i, line in enumerate(SOURCE.read_text().splitlines(), 1) if 'a second one' in line)})"
@@ -246,9 +246,9 @@ def test_each_kind_is_named(net: str, message: str, train: Callable[..., Any]) -
     ["PosCache", "Noise", "BN", "Spec", "RandomInit", "Extra", "Recurrent", "Checkpointed", "Reseeded", "Hooked"],
 )
 def test_no_false_alarm(net: str, words: tuple[str, ...], train: Callable[..., Any]) -> None:
-    done = train(net, *words)
-    assert done.code == 0, done.err
-    assert not any("resume" in text for text in done.result["warnings"])
+    outcome = train(net, *words)
+    assert outcome.code == 0, outcome.err
+    assert not any("resume" in text for text in outcome.result["warnings"])
 
 
 def test_a_net_whose_copies_would_call_it_is_left_alone(
@@ -275,9 +275,9 @@ def test_a_compiled_net_is_named_as_any_other(
 @pytest.mark.slow
 @pytest.mark.parametrize("net", ["BN", "Extra", "Recurrent", "Spec"])
 def test_no_false_alarm_beside_an_average_of_the_weights(net: str, train: Callable[..., Any]) -> None:
-    done = train(net, "trainer.ema_decay=0.9")
-    assert done.code == 0, done.err
-    assert not any("resume" in text for text in done.result["warnings"])
+    outcome = train(net, "trainer.ema_decay=0.9")
+    assert outcome.code == 0, outcome.err
+    assert not any("resume" in text for text in outcome.result["warnings"])
 
 
 @pytest.mark.slow
@@ -285,9 +285,9 @@ def test_a_constructor_that_waits_for_ever_is_a_note(
     train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(comparison, "_SECONDS", 0.5)
-    done = train("Locking")
-    assert done.code == 0
-    assert any("took more than" in text for text in done.result["warnings"])
+    outcome = train("Locking")
+    assert outcome.code == 0
+    assert any("took more than" in text for text in outcome.result["warnings"])
 
 
 @pytest.mark.slow

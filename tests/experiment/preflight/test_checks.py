@@ -171,8 +171,8 @@ def test_a_bottleneck_pays_where_many_channels_reach_it() -> None:
 
 @pytest.mark.slow
 def test_the_table_of_a_run_ends_in_the_totals_and_fits_80_columns(dlrun: Callable[..., Any]) -> None:
-    done = dlrun("model=inception", "trainer.epochs=1", "trainer.max_steps=1", "data.limit_batches=1", *QUIET)
-    lines = done.out[done.out.index(" layer ") :].split("\n\n")[0].splitlines()
+    outcome = dlrun("model=inception", "trainer.epochs=1", "trainer.max_steps=1", "data.limit_batches=1", *QUIET)
+    lines = outcome.out[outcome.out.index(" layer ") :].split("\n\n")[0].splitlines()
     assert lines[0].split() == ["layer", "kind", "output", "parameters", "multiply-adds"]
     assert ["features.0", "Conv2d", "10×24×24", "260", "144,000"] in [line.split() for line in lines]
     assert lines[-1].split() == ["total", "97,298", "6,019,200"]

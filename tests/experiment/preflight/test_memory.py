@@ -82,9 +82,9 @@ def test_two_processes_share_out_gradients_and_optimizer() -> None:
 
 
 def test_the_activations_are_what_the_layers_put_out(dlrun: Callable[..., Any]) -> None:
-    done = dlrun("check", "model=mlp", "model.activation=sigmoid", "data.batch_size=1000", "data.image_size=8")
+    outcome = dlrun("check", "model=mlp", "model.activation=sigmoid", "data.batch_size=1000", "data.image_size=8")
     activation_bytes = 1000 * (64 + 128 + 128 + 10) * 4  # flattened, hidden before and after the sigmoid, output
-    assert f"activations of 1000 rows {activation_bytes / 2**20:.1f} MB" in done.out
+    assert f"activations of 1000 rows {activation_bytes / 2**20:.1f} MB" in outcome.out
 
 
 def test_a_step_that_may_not_fit_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,23 +121,25 @@ def test_the_sentence_says_what_to_type(words: list[str], message: str) -> None:
 def test_too_large_to_be_built_is_a_sentence_before_anything_is_written(
     dlrun: Callable[..., Any], tmp_path: Path, word: str, device: str
 ) -> None:
-    done = dlrun(word)
-    assert (done.code, done.err.count("\n")) == (2, 1)
+    outcome = dlrun(word)
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
     place = {"cpu": "cpu", "cuda": "cuda:0"}[device]
-    assert done.err.startswith(f"dlrun: out of memory on {place} with data.batch_size=64; try data.batch_size=32 ")
+    assert outcome.err.startswith(f"dlrun: out of memory on {place} with data.batch_size=64; try data.batch_size=32 ")
     assert not list(tmp_path.iterdir())
 
 
-def check_failed(done: Any, tmp_path: Path, message: str) -> None:
+def check_failed(outcome: Any, tmp_path: Path, message: str) -> None:
     """A run that ran out of memory in its fourth step, with a checkpoint a step."""
-    assert (done.code, done.err.count("Traceback")) == (1, 0)
-    assert "out of memory on cpu with data.batch_size=64; try data.batch_size=32 trainer.accumulate_steps=2" in done.err
-    assert done.result["status"] == "failed"
-    assert "data.batch_size=64" in done.result["error"]
-    log = (tmp_path / done.folder / "run.log").read_text()
+    assert (outcome.code, outcome.err.count("Traceback")) == (1, 0)
+    assert (
+        "out of memory on cpu with data.batch_size=64; try data.batch_size=32 trainer.accumulate_steps=2" in outcome.err
+    )
+    assert outcome.result["status"] == "failed"
+    assert "data.batch_size=64" in outcome.result["error"]
+    log = (tmp_path / outcome.folder / "run.log").read_text()
     assert "Traceback" in log
     assert message in log
-    assert (tmp_path / done.folder / "checkpoints" / "step_00000003.pt").exists()
+    assert (tmp_path / outcome.folder / "checkpoints" / "step_00000003.pt").exists()
 
 
 WORDS = ("model._target_=hungry_net.Hungry", "checkpoint.every_steps=1", "device=cpu", *QUIET)
@@ -160,6 +162,6 @@ def test_a_model_that_really_takes_too_much(
     limit = 24 * 2**30  # of addresses: torch alone reserves several GB
     code = f"import resource; resource.setrlimit(resource.RLIMIT_AS, ({limit}, {limit}))\n"
     code += "import sys; from dlrun.cli.main import main; sys.exit(main())"
-    done = python("-c", code, *WORDS, "+model.gigabytes=32")
+    outcome = python("-c", code, *WORDS, "+model.gigabytes=32")
     monkeypatch.chdir(tmp_path)
-    check_failed(done, tmp_path, "DefaultCPUAllocator: can't allocate memory")
+    check_failed(outcome, tmp_path, "DefaultCPUAllocator: can't allocate memory")

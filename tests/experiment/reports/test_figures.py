@@ -68,13 +68,13 @@ def are_unchanged(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 def test_a_run_leaves_its_pictures(
     words: tuple[str, ...], names: str, dlrun: Callable[..., Any], tmp_path: Path, are_unchanged: list[bool]
 ) -> None:
-    done = dlrun(*FEW, *words)
-    assert done.code == 0, done.err
+    outcome = dlrun(*FEW, *words)
+    assert outcome.code == 0, outcome.err
     assert are_unchanged == [True, True]
-    pictures = {path.stem: imread(path)[..., :3] for path in (tmp_path / done.folder / "figures").iterdir()}
+    pictures = {path.stem: imread(path)[..., :3] for path in (tmp_path / outcome.folder / "figures").iterdir()}
     assert sorted(pictures) == names.split()
     assert all(pixels.std() > 0.02 for pixels in pictures.values())  # not blank
-    shown = EventAccumulator(str(tmp_path / done.folder), size_guidance={"images": 0}).Reload()
+    shown = EventAccumulator(str(tmp_path / outcome.folder), size_guidance={"images": 0}).Reload()
     for name, pixels in pictures.items():
         (event,) = shown.Images(f"visuals/{name}")
         assert (event.height, event.width) == pixels.shape[:2]
@@ -91,11 +91,11 @@ def test_a_run_leaves_its_pictures(
 def test_tensorboard_has_precision_over_recall(
     words: tuple[str, ...], classes: list[str], dlrun: Callable[..., Any], tmp_path: Path
 ) -> None:
-    done = dlrun(*FEW, *words, "model=mlp")
-    shown = EventAccumulator(str(tmp_path / done.folder), size_guidance={"tensors": 0}).Reload()
+    outcome = dlrun(*FEW, *words, "model=mlp")
+    shown = EventAccumulator(str(tmp_path / outcome.folder), size_guidance={"tensors": 0}).Reload()
     curves = {tag.partition("/")[2]: tag for tag in shown.Tags()["tensors"] if tag.startswith("pr_curves/")}
     assert list(curves) == classes
-    run = load(done.folder)
+    run = load(outcome.folder)
     part = run.splits.test or run.splits.val
     probabilities = run.predict(part.inputs[0]).probabilities
     for name, tag in curves.items():
@@ -105,7 +105,7 @@ def test_tensorboard_has_precision_over_recall(
         both = int((right & sure).sum())
         assert recall[63] == pytest.approx(both / int(right.sum()))
         assert precision[63] == pytest.approx(both / max(int(sure.sum()), 1))
-    assert event.step == done.result["steps"]
+    assert event.step == outcome.result["steps"]
 
 
 @pytest.mark.slow
@@ -117,7 +117,7 @@ def test_the_same_run_has_the_same_pictures(dlrun: Callable[..., Any], tmp_path:
 
 
 def test_no_pictures_where_none_are_wanted(dlrun: Callable[..., Any], tmp_path: Path) -> None:
-    done = dlrun(*FEW, "data=line", "model=linear", "figures=false")
-    assert not (tmp_path / done.folder / "figures").exists()
-    shown = EventAccumulator(str(tmp_path / done.folder)).Reload()
+    outcome = dlrun(*FEW, "data=line", "model=linear", "figures=false")
+    assert not (tmp_path / outcome.folder / "figures").exists()
+    shown = EventAccumulator(str(tmp_path / outcome.folder)).Reload()
     assert not [tag for tag in shown.Tags()["tensors"] if tag.startswith("pr_curves/")]

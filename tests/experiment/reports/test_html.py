@@ -36,10 +36,10 @@ class Page(HTMLParser):
 def test_the_page_of_a_run(dlrun: Callable, tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>"
     words = ("data=digits", "model=mlp", "scheduler=cosine", 'expect=["train/loss < 9"]')
-    done = dlrun(*words, *QUICK, "tracking.activations=true", f"paths.data='{evil}'")
-    assert done.code == 0, done.err
+    outcome = dlrun(*words, *QUICK, "tracking.activations=true", f"paths.data='{evil}'")
+    assert outcome.code == 0, outcome.err
     text = (tmp_path / "run" / "report.html").read_text()
-    page, result = Page(text), done.result
+    page, result = Page(text), outcome.result
     page_text = " ".join(page.text_parts)
     assert page.text_parts[page.text_parts.index("accuracy") + 3] == f"{result['metrics']['test/accuracy']:.4f}"
     assert (
@@ -60,7 +60,7 @@ def test_the_page_of_a_run(dlrun: Callable, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_curves_are_the_rows_of_metrics_jsonl(dlrun: Callable, tmp_path: Path) -> None:
-    done = dlrun("data=digits", "model=mlp", *QUICK)
+    outcome = dlrun("data=digits", "model=mlp", *QUICK)
     text = (tmp_path / "run" / "report.html").read_text()
     drawings = [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", text)]
     named = {(drawing.find("text").text or ""): drawing for drawing in drawings}  # type: ignore[union-attr]
@@ -73,7 +73,7 @@ def test_curves_are_the_rows_of_metrics_jsonl(dlrun: Callable, tmp_path: Path) -
         points = [tuple(map(float, point.split())) for point in re.split("[ML]", drawn)[1:]]
         assert [x for x, _ in points] == [0, 140, 280]
         assert [y for _, y in points] == pytest.approx([120 * (high - v) / (high - low) for v in line], abs=0.06)
-    assert done.code == 0
+    assert outcome.code == 0
 
 
 @pytest.mark.slow

@@ -24,9 +24,9 @@ def loaded(plain: Callable[..., Any]) -> Callable[..., tuple[list[str], Any]]:
 
     def run(folder: Path, *words: str) -> tuple[list[str], Any]:
         (loader,) = folder.glob("load_*.py")
-        done = plain(WATCHED, str(loader), *words)
-        assert done.code == 0, done.err
-        *lines, outputs = done.out.splitlines()
+        outcome = plain(WATCHED, str(loader), *words)
+        assert outcome.code == 0, outcome.err
+        *lines, outputs = outcome.out.splitlines()
         return lines, json.loads(outputs)
 
     return run

@@ -31,8 +31,8 @@ def test_an_export_carries_the_preprocessing(model: str, dlrun: Callable, loaded
     quoted = [",".join(f'"{cell}"' for cell in line.split(";")) for line in lines]
     (tmp_path / "commas.csv").write_text("\n".join(quoted))
 
-    done = dlrun("data=table", "data.path=houses.csv", f"model={model}", *QUIET, "hydra.run.dir=run")
-    assert done.code == 0, done.err
+    outcome = dlrun("data=table", "data.path=houses.csv", f"model={model}", *QUIET, "hydra.run.dir=run")
+    assert outcome.code == 0, outcome.err
     assert dlrun("export", "run", "format=onnx").code == 0
     told, _ = loaded(tmp_path / "run" / "export" / "onnx", str(tmp_path / "commas.csv"))
     predicted = dlrun("predict", "run", "houses.csv", "--format", "csv").out.splitlines()

@@ -97,10 +97,10 @@ def test_a_checkpoint_elsewhere_and_a_full_model(dlrun: Callable, run: Path, tmp
 @pytest.mark.slow
 def test_without_the_data_it_is_checked_on_made_up_rows(dlrun: Callable, run: Path, tmp_path: Path) -> None:
     (tmp_path / "table.csv").unlink()
-    done = dlrun("export", "run")
-    assert done.code == 0, done.err
-    assert "64 random rows, as the data are not here" in done.out
-    assert "try it      python run/export/onnx/load_onnx.py" in done.out
+    outcome = dlrun("export", "run")
+    assert outcome.code == 0, outcome.err
+    assert "64 random rows, as the data are not here" in outcome.out
+    assert "try it      python run/export/onnx/load_onnx.py" in outcome.out
     other_data = dlrun("export", "run", "format=safetensors", "data.path=other.csv")
     assert other_data.code == 2
     assert "data.path=other.csv does not exist" in other_data.err
@@ -124,10 +124,10 @@ def test_without_the_data_it_is_checked_on_made_up_rows(dlrun: Callable, run: Pa
 )
 def test_a_wrong_request_is_a_sentence(dlrun: Callable, run: Path, words: list[str], message: str) -> None:
     before = files(run)
-    done = dlrun("export", *words)
-    assert done.code == 2
-    assert message in done.err
-    assert len(done.err.splitlines()) == 1
+    outcome = dlrun("export", *words)
+    assert outcome.code == 2
+    assert message in outcome.err
+    assert len(outcome.err.splitlines()) == 1
     assert files(run) == before
 
 
@@ -139,19 +139,19 @@ def test_a_run_without_a_whole_checkpoint(dlrun: Callable, run: Path, damage: st
     if damage != "none yet":
         best.parent.mkdir()
         best.write_bytes(content[:1000] if damage == "cut short" else content[:1000] + b"?" + content[1001:])
-    done = dlrun("export", "run")
-    assert done.code == 2
+    outcome = dlrun("export", "run")
+    assert outcome.code == 2
     wanted = {"none yet": "holds no checkpoint", "cut short": "was cut short", "changed": "is damaged"}
-    assert wanted[damage] in done.err
+    assert wanted[damage] in outcome.err
     assert not (run / "export").exists()
 
 
 def test_averaged_weights_of_a_run_that_averaged_none(dlrun: Callable, tmp_path: Path) -> None:
     write_table(tmp_path / "table.csv")
     assert dlrun(*WORDS, *QUICK).code == 0
-    done = dlrun("export", "run", "weights=ema")
-    assert done.code == 2
-    assert "leave out weights=ema" in done.err
+    outcome = dlrun("export", "run", "weights=ema")
+    assert outcome.code == 2
+    assert "leave out weights=ema" in outcome.err
     assert not (tmp_path / "run" / "export").exists()
 
 
@@ -160,9 +160,9 @@ def test_a_missing_package_is_named(
     dlrun: Callable, run: Path, monkeypatch: pytest.MonkeyPatch, name: str, package: str
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    done = dlrun("export", "run", f"format={name}")
-    assert done.code == 2
-    assert done.err == f"dlrun: format={name} needs {package}; type pip install 'dlrun[export]'\n"
+    outcome = dlrun("export", "run", f"format={name}")
+    assert outcome.code == 2
+    assert outcome.err == f"dlrun: format={name} needs {package}; type pip install 'dlrun[export]'\n"
 
 
 @pytest.mark.parametrize(
@@ -177,17 +177,17 @@ def test_an_export_that_fails_leaves_nothing(
         raise error
 
     monkeypatch.setattr(command, "_import_writer", lambda name: write)
-    done = dlrun("export", "run")
-    assert done.code == code
-    assert ("cannot write to" in done.err) == (code == 2)
+    outcome = dlrun("export", "run")
+    assert outcome.code == code
+    assert ("cannot write to" in outcome.err) == (code == 2)
     assert not (run / "export").exists()
 
 
 def test_a_file_in_the_way_is_a_sentence(dlrun: Callable, run: Path) -> None:
     (run / "export").write_text("mine")
-    done = dlrun("export", "run", "format=safetensors")
-    assert done.code == 2
-    assert "cannot write to" in done.err
+    outcome = dlrun("export", "run", "format=safetensors")
+    assert outcome.code == 2
+    assert "cannot write to" in outcome.err
     assert (run / "export").read_text() == "mine"
 
 
@@ -196,9 +196,9 @@ def test_an_answer_that_is_not_the_models_is_no_export(
     dlrun: Callable, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnx._Session, "__call__", lambda self, x: x.sum(1, keepdim=True) + 1000)
-    done = dlrun("export", "run")
-    assert done.code == 1
-    assert "outputs differ from the model's by up to" in done.err
+    outcome = dlrun("export", "run")
+    assert outcome.code == 1
+    assert "outputs differ from the model's by up to" in outcome.err
     assert not (run / "export").exists()
 
 

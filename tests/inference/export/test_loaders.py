@@ -112,8 +112,8 @@ def test_what_was_done_to_data_of_the_users_is_theirs_to_know(
     (tmp_path / "owndata.py").write_text(OWN_DATA)
     monkeypatch.syspath_prepend(tmp_path)
     assert dlrun("data._target_=owndata.load", "model=linear", *QUICK).code == 0
-    done = dlrun("export", "run", "format=onnx", "trusted_modules=[owndata]")
-    assert done.code == 0, done.err
+    outcome = dlrun("export", "run", "format=onnx", "trusted_modules=[owndata]")
+    assert outcome.code == 0, outcome.err
     folder = tmp_path / "run" / "export" / "onnx"
     assert np.load(folder / "example.npy").shape == (3, 2, 5, 5)
     assert "owndata.load" in read_description(folder)["preprocessing"]["note"]

@@ -67,8 +67,8 @@ def test_every_model_answers_as_in_torch(
     dlrun: Callable, real_data: Path, tmp_path: Path, loaded: Callable, data: str, model: str, settings: tuple[str, ...]
 ) -> None:
     assert dlrun(f"data={data}", f"model={model}", *settings, *QUICK).code == 0
-    done = dlrun("export", "run")
-    assert done.code == 0, done.err
+    outcome = dlrun("export", "run")
+    assert outcome.code == 0, outcome.err
     folder = tmp_path / "run" / "export" / "onnx"
     about = json.loads((folder / "model.json").read_text())
     lines, outputs = loaded(folder)
@@ -92,9 +92,9 @@ def test_numbers_of_rows_are_free_and_the_file_says_what_it_takes(
     data = "blobs" if model == "mlp" else "hello"
     small = ("model.hidden_sizes=[3]",) if model == "mlp" else ("model.hidden_size=3", "model.embedding_size=2")
     assert dlrun(f"data={data}", f"model={model}", *small, *QUICK).code == 0
-    done = dlrun("export", "run", "format=onnx")
-    assert done.code == 0, done.err
-    assert done.err == ""
+    outcome = dlrun("export", "run", "format=onnx")
+    assert outcome.code == 0, outcome.err
+    assert outcome.err == ""
     folder = tmp_path / "run" / "export" / "onnx"
     about = json.loads((folder / "model.json").read_text())
     session = onnxruntime.InferenceSession(folder / "model.onnx")
@@ -142,8 +142,8 @@ def test_a_model_of_the_users(dlrun: Callable, tmp_path: Path, monkeypatch: pyte
     refused = dlrun("export", "run")
     assert refused.code == 2
     assert "trusted_modules='[exportednet]'" in refused.err
-    done = dlrun("export", "run", "trusted_modules=[exportednet]")
-    assert done.code == 0, done.err
+    outcome = dlrun("export", "run", "trusted_modules=[exportednet]")
+    assert outcome.code == 0, outcome.err
     assert (tmp_path / "run" / "export" / "onnx" / "model.onnx").is_file()
 
 
@@ -154,11 +154,11 @@ def test_a_model_that_is_no_graph_is_a_sentence(
     (tmp_path / "wildnet.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
     assert dlrun("data=blobs", "model._target_=wildnet.Wild", *QUICK).code == 0
-    done = dlrun("export", "run", "trusted_modules=[wildnet]")
-    assert done.code == 2
-    assert done.out == ""
-    assert "Wild cannot be written as a graph of torch's operations" in done.err
-    assert len(done.err.splitlines()) == 1
+    outcome = dlrun("export", "run", "trusted_modules=[wildnet]")
+    assert outcome.code == 2
+    assert outcome.out == ""
+    assert "Wild cannot be written as a graph of torch's operations" in outcome.err
+    assert len(outcome.err.splitlines()) == 1
     assert not (tmp_path / "run" / "export").exists()
     weights = dlrun("export", "run", "format=safetensors", "trusted_modules=[wildnet]")
     assert weights.code == 0

@@ -95,10 +95,10 @@ def test_dates_are_left_to_the_loader_and_it_is_said(dlrun: Callable, tmp_path: 
     lines = [f"{2000 + n % 20}-0{1 + n % 9}-11,{n % 5},{n}.5" for n in range(60)]
     (tmp_path / "table.csv").write_text("\n".join(["sold,rooms,price", *lines]))
     assert dlrun("data=table", "data.path=table.csv", "model=linear", *QUIET).code == 0
-    done = dlrun("export", "run", "format=onnx")
-    assert done.code == 0
+    outcome = dlrun("export", "run", "format=onnx")
+    assert outcome.code == 0
     folder = tmp_path / "run" / "export" / "onnx"
     assert not (folder / "table.onnx").exists()
     told = json.loads((folder / "model.json").read_text())["table"]
     assert told == {"model_file": None, "reason": "ONNX reads no dates, as in sold: load_onnx.py does"}
-    assert "no dates" in done.out
+    assert "no dates" in outcome.out

@@ -18,8 +18,8 @@ QUICK = ("tracking.graph=false", "figures=false", "trainer.epochs=1", "data.limi
 @pytest.mark.parametrize(("data", "model"), [("blobs", "mlp"), ("hello", "gru"), ("hello", "rnn_cell")])
 def test_weights_and_what_the_file_says_of_itself(dlrun: Callable, tmp_path: Path, data: str, model: str) -> None:
     assert dlrun(f"data={data}", f"model={model}", *QUICK).code == 0
-    done = dlrun("export", "run", "format=safetensors")
-    assert done.code == 0, done.err
+    outcome = dlrun("export", "run", "format=safetensors")
+    assert outcome.code == 0, outcome.err
     file = tmp_path / "run" / "export" / "safetensors" / "model.safetensors"
     state = checkpoint.load(tmp_path / "run/checkpoints/best.pt")
     tensors = load_file(file)
@@ -56,8 +56,8 @@ def test_weights_that_are_shared_are_written_under_both_names(
     (tmp_path / "tiednet.py").write_text(TIED)
     monkeypatch.syspath_prepend(tmp_path)
     assert dlrun("data=blobs", "model._target_=tiednet.Net", *QUICK).code == 0
-    done = dlrun("export", "run", "format=safetensors", "trusted_modules=[tiednet]")
-    assert done.code == 0, done.err
+    outcome = dlrun("export", "run", "format=safetensors", "trusted_modules=[tiednet]")
+    assert outcome.code == 0, outcome.err
     tensors = load_file(tmp_path / "run" / "export" / "safetensors" / "model.safetensors")
     assert torch.equal(tensors["first.weight"], tensors["last.weight"])
     assert tensors["scale"] == 3

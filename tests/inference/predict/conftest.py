@@ -47,8 +47,8 @@ def trained(dlrun: Callable[..., Any], tmp_path: Path, shelf: Path) -> Callable[
 
     def run(name: str, *words: str) -> Path:
         if not (shelf / name).exists():
-            done = dlrun(*words, *QUICK, f"hydra.run.dir={shelf / name}")
-            assert done.code == 0, done.err
+            outcome = dlrun(*words, *QUICK, f"hydra.run.dir={shelf / name}")
+            assert outcome.code == 0, outcome.err
         shutil.copytree(shelf / name, tmp_path / name)
         return tmp_path / name
 

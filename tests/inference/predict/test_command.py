@@ -41,12 +41,12 @@ def groups(trained: Callable[..., Path], shelf: Path) -> Path:
 @pytest.mark.slow
 def test_rows_are_normalized_as_in_training(dlrun: Callable, houses: Path, tmp_path: Path) -> None:
     (tmp_path / "new.csv").write_text("area,rooms\n12,3\n30,1\n")
-    done = dlrun("predict", "houses", "new.csv", "--format", "csv")
-    assert done.code == 0, done.err
+    outcome = dlrun("predict", "houses", "new.csv", "--format", "csv")
+    assert outcome.code == 0, outcome.err
     state = checkpoint.load(houses / "checkpoints" / "best.pt")
     weight, bias = (v.double().numpy() for v in state["model"].values())
     x = (np.array([[3, 12], [1, 30]]) - state["spec"]["mean"]) / state["spec"]["std"]  # rooms, area: as trained
-    rows = list(csv.DictReader(done.out.splitlines()))
+    rows = list(csv.DictReader(outcome.out.splitlines()))
     assert [row["input"] for row in rows] == ["new.csv:2", "new.csv:3"]
     # The model gives standard deviations of the target.
     values = (x @ weight.T + bias)[:, 0] * state["spec"]["target_std"] + state["spec"]["target_mean"]
@@ -59,8 +59,8 @@ def test_predict_says_what_eval_wrote_down(dlrun: Callable, groups: Path, shelf:
     assert dlrun("eval", "groups", "split=all", "figures=false").code == 0
     (written,) = (groups / "eval").iterdir()
     evaluated = list(csv.DictReader((written / "predictions.csv").read_text().splitlines()))
-    done = dlrun("predict", "groups", str(shelf / "groups.csv"), "--format=jsonl", "--top=3")
-    rows = [json.loads(line) for line in done.out.splitlines()]
+    outcome = dlrun("predict", "groups", str(shelf / "groups.csv"), "--format=jsonl", "--top=3")
+    rows = [json.loads(line) for line in outcome.out.splitlines()]
     assert sorted((r["true"], r["predicted"], float(r["probability"])) for r in evaluated) == [
         (true, answer, pytest.approx(p, abs=1e-5))
         for true, answer, p in sorted((r["label"], r["prediction"], r["probability"]) for r in rows)
@@ -74,9 +74,9 @@ def test_predict_says_what_eval_wrote_down(dlrun: Callable, groups: Path, shelf:
 @pytest.mark.slow
 def test_a_bad_row_is_said_and_the_others_answered(dlrun: Callable, groups: Path, tmp_path: Path) -> None:
     (tmp_path / "new.csv").write_text("x,y\n1,2\n1\n3,z\n4,5\n")
-    done = dlrun("predict", "groups", "new.csv", "neww.csv", "--format", "jsonl")
-    assert done.code == 1
-    rows = [json.loads(line) for line in done.out.splitlines()]
+    outcome = dlrun("predict", "groups", "new.csv", "neww.csv", "--format", "jsonl")
+    assert outcome.code == 1
+    rows = [json.loads(line) for line in outcome.out.splitlines()]
     assert [row.get("error") for row in rows] == [
         None,
         "1 fields, where the table has 2",
@@ -84,7 +84,7 @@ def test_a_bad_row_is_said_and_the_others_answered(dlrun: Callable, groups: Path
         None,
         f"there is no such file; did you mean new.csv? this model takes {rows[-1]['error'].rpartition('takes ')[2]}",
     ]
-    assert done.err == "dlrun: 3 of 5 inputs have no answer; their rows say why\n"
+    assert outcome.err == "dlrun: 3 of 5 inputs have no answer; their rows say why\n"
     table = dlrun("predict", "groups", "new.csv")
     assert table.code == 1
     assert "1 fields" in table.out
@@ -113,10 +113,10 @@ def test_a_wrong_request_is_a_sentence(
 ) -> None:
     (tmp_path / "short.csv").write_text("1\n2\n")
     before = sorted(tmp_path.rglob("*"))
-    done = dlrun("predict", *words)
-    assert (done.code, done.out) == (2, "")
-    assert message in done.err
-    assert "Traceback" not in done.err
+    outcome = dlrun("predict", *words)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert message in outcome.err
+    assert "Traceback" not in outcome.err
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -130,9 +130,9 @@ def test_images_of_any_kind_beside_what_is_none(
     draw("1", side=300, points=200).convert("RGBA").save(tmp_path / "photos" / "more" / "a=b.png")
     draw("1", dark=False).save(tmp_path / "light=1.png")
     (tmp_path / "photos" / "c.png").write_bytes(b"no image")
-    done = dlrun("predict", "digits", "photos", "light=1.png", "device=cpu", "--format", "jsonl")
-    assert done.code == 1
-    rows_by_name = {Path(row["input"]).name: row for row in map(json.loads, done.out.splitlines())}
+    outcome = dlrun("predict", "digits", "photos", "light=1.png", "device=cpu", "--format", "jsonl")
+    assert outcome.code == 1
+    rows_by_name = {Path(row["input"]).name: row for row in map(json.loads, outcome.out.splitlines())}
     assert list(rows_by_name) == ["b.png", "c.png", "a=b.png", "light=1.png"]
     assert rows_by_name["c.png"]["error"].endswith("replace it or remove it")
     assert rows_by_name["b.png"]["note"].startswith("inverted, ")
@@ -162,9 +162,9 @@ def test_an_image_of_the_data_is_answered_as_eval_does(dlrun: Callable, trained:
 def test_texts_come_from_words_files_and_standard_input(command: Callable, trained: Callable, tmp_path: Path) -> None:
     trained("letters", "data=hello", "model=rnn", "optimizer.lr=0.05", "trainer.epochs=30")
     (tmp_path / "words.txt").write_text("hello\nhelp\n")
-    done = command("predict", "letters", "words.txt", "olleh", "-", "--format", "csv", input="hell\nhello\n")
-    assert done.code == 1, done.err
-    rows = list(csv.DictReader(done.out.splitlines()))
+    outcome = command("predict", "letters", "words.txt", "olleh", "-", "--format", "csv", input="hell\nhello\n")
+    assert outcome.code == 1, outcome.err
+    rows = list(csv.DictReader(outcome.out.splitlines()))
     assert [row["input"] for row in rows] == ["hello", "help", "olleh", "hell", "hello"]
     assert [row["where"] for row in rows] == ["words.txt:1", "words.txt:2", "", "line 1", "line 2"]
     assert rows[0]["prediction"] == rows[-1]["prediction"] == "ohlol"
@@ -184,12 +184,12 @@ def test_the_users_own_data_are_said_to_be_unknown(dlrun: Callable, tmp_path: Pa
     quick = ("trainer.epochs=1", "tracking.graph=false", "figures=false", "hydra.run.dir=run")
     assert dlrun("data._target_=mydata.waves", "model=linear", *quick).code == 0
     np.save(tmp_path / "x.npy", np.ones((2, 2), np.float32))
-    done = dlrun("predict", "run", "x.npy", "1,1", "--format", "jsonl")
-    assert done.code == 0, done.err
-    predictions = [json.loads(line)["prediction"] for line in done.out.splitlines()]
+    outcome = dlrun("predict", "run", "x.npy", "1,1", "--format", "jsonl")
+    assert outcome.code == 0, outcome.err
+    predictions = [json.loads(line)["prediction"] for line in outcome.out.splitlines()]
     assert len(predictions) == 3
     assert len(set(predictions)) == 1
-    assert "what else mydata.waves does to its data is not done to them" in done.err
+    assert "what else mydata.waves does to its data is not done to them" in outcome.err
 
 
 def test_a_model_that_takes_no_such_row_costs_that_row_only(trained: Callable, groups: Path) -> None:

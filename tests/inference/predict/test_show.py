@@ -35,9 +35,9 @@ def test_digits_of_fonts_are_read_by_a_net_trained_on_mnist(
     quick = ("trainer.epochs=3", "tracking.graph=false", "figures=false", "expect=[]", "hydra.run.dir=run")
     quick = (*quick, "data.train_rows=10000", "optimizer.lr=0.03", "data.batch_size=32")
     assert dlrun("lesson=cnn_mnist", *quick).code == 0
-    done = dlrun("predict", "run", "digits", "--format", "jsonl")
-    assert done.code == 0, done.err
-    answers = [json.loads(line) for line in done.out.splitlines()]
+    outcome = dlrun("predict", "run", "digits", "--format", "jsonl")
+    assert outcome.code == 0, outcome.err
+    answers = [json.loads(line) for line in outcome.out.splitlines()]
     assert len(answers) == 360
     right = [Path(a["input"]).name[0] == a["prediction"] for a in answers]
     assert sum(right) / 360 >= 0.85

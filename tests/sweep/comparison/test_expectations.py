@@ -13,8 +13,8 @@ TINY = ("data=blobs", "trainer.epochs=2", "tracking.graph=false")
 
 @pytest.mark.slow
 def test_runs_of_one_group_are_drawn_together(dlrun: Callable[..., Any], tmp_path: Path) -> None:
-    done = dlrun(*TINY, "figures=true", "sweep.points=['model.hidden_sizes=[2],[3]']")
-    assert done.code == 0, done.err
+    outcome = dlrun(*TINY, "figures=true", "sweep.points=['model.hidden_sizes=[2],[3]']")
+    assert outcome.code == 0, outcome.err
     (folder,) = tmp_path.glob("outputs/multirun/*/*")
     assert {p.name for p in (folder / "figures").iterdir()} >= {"decision.png", "loss_curves.png"}
 

@@ -49,11 +49,11 @@ def read_results(sweep: str) -> dict[str, Any]:
 
 def test_a_search_is_a_sweep_like_others(dlrun: Callable[..., Any]) -> None:
     words = ("-m", *MLP, "optimizer.lr=0.1,1e30,0.01", "trainer.epochs=1,2", "sweep.search=random", "seed=3")
-    done = dlrun(*words, "sweep.trials=4", "sweep.seeds=2", "sweep.dir=s")
+    outcome = dlrun(*words, "sweep.trials=4", "sweep.seeds=2", "sweep.dir=s")
     # One of three rates diverges, which is a row and not the end.
-    assert done.code == 1, done.err
-    assert "4 trials by random × 2 seeds" in done.out
-    assert "FAILED" in done.out
+    assert outcome.code == 1, outcome.err
+    assert "4 trials by random × 2 seeds" in outcome.out
+    assert "FAILED" in outcome.out
     assert len(read_trials("s")) == 4
     results = read_results("s")
     assert {status for status, *_ in results.values()} == {"completed", "failed"}
@@ -138,10 +138,10 @@ def test_a_search_on_a_cluster_is_that_of_one_machine(
 
     monkeypatch.setattr(_Cluster, "batches", [])
     monkeypatch.setattr("dlrun.sweep.clusters.open_cluster", lambda settings, folder: _Cluster(folder, 1, None))
-    done = dlrun(*words, "sweep.engine=slurm", "sweep.dir=far")
-    assert done.code == 0, done.err
-    assert "11 trials by tpe, median pruning; on machines that are made up" in done.out
-    assert "its machine was lost; it is run again" in done.out
+    outcome = dlrun(*words, "sweep.engine=slurm", "sweep.dir=far")
+    assert outcome.code == 0, outcome.err
+    assert "11 trials by tpe, median pruning; on machines that are made up" in outcome.out
+    assert "its machine was lost; it is run again" in outcome.out
     # It would take all at once, but then no trial would learn from another.
     assert max(_Cluster.batches) == 2
     assert read_trials("far") == read_trials("local")
@@ -158,15 +158,15 @@ def test_a_pruned_run_is_taken_up_again(dlrun: Callable[..., Any]) -> None:
     epochs = "trainer.epochs=4"
     rates = "optimizer.lr=1,0.3,0.1,0.03,0.01,0.003,0.002,0.0001"
     words = ("-m", *MLP, rates, epochs, "sweep.search=grid", "sweep.pruner=median", "sweep.seeds=2", "sweep.dir=s")
-    done = dlrun(*words)
-    assert done.code == 0, done.err
+    outcome = dlrun(*words)
+    assert outcome.code == 0, outcome.err
     results = read_results("s")
     pruned = {name: result for name, result in results.items() if result[0] == "pruned"}
     # Further seeds of a pruned trial are not begun.
     assert pruned
     assert all("seed=0" in name for name in pruned)
     assert len(results) == 16 - len(pruned)
-    assert f"{len(pruned)} of 8 trials were pruned, which saved" in done.out
+    assert f"{len(pruned)} of 8 trials were pruned, which saved" in outcome.out
     assert "nothing is left to do" in dlrun("resume", "s").out
 
     name, (_, _, _, _, trained) = next(iter(pruned.items()))
@@ -206,15 +206,17 @@ def test_the_worse_trials_leave_their_stack(dlrun: Callable[..., Any], tmp_path:
     rates = "optimizer.lr=" + ",".join(f"{0.4 * 0.7**n:.4f}" for n in range(8))
     run = (*MLP[:4], "data.val_fraction=0.2", "data.batch_size=8", "trainer.epochs=6", "figures=false")
     search = ("sweep.search=grid", "sweep.pruner=halving", "sweep.stack=on", "sweep.seeds=2")
-    done = dlrun("-m", *run, rates, *search, "sweep.dir=whole")
-    assert done.code == 0, done.err
-    assert "16 runs train as one stack" in done.out
+    outcome = dlrun("-m", *run, rates, *search, "sweep.dir=whole")
+    assert outcome.code == 0, outcome.err
+    assert "16 runs train as one stack" in outcome.out
     results = read_results("whole")
     assert [epochs for *_, epochs in results.values()] == [6, 6, 4, 4] + [1] * 12
     assert all((status == "pruned") == (epochs < 6) for status, *_, epochs in results.values())
-    header = next(line for line in done.out.splitlines() if "val/loss" in line and "95 %" in line)
+    header = next(line for line in outcome.out.splitlines() if "val/loss" in line and "95 %" in line)
     assert header.split()[-1] == "pruned"
-    assert "7 of 8 trials were pruned, which saved 67 % of the epochs (32 of 96 trained)" in " ".join(done.out.split())
+    assert "7 of 8 trials were pruned, which saved 67 % of the epochs (32 of 96 trained)" in " ".join(
+        outcome.out.split()
+    )
 
     # Without a stack nothing would be compared, which is told.
     averaged = dlrun("-m", *run, "optimizer.lr=0.1,0.2", *search[:3], "trainer.ema_decay=0.9", "trainer.epochs=1")
@@ -249,9 +251,9 @@ def test_the_worse_trials_leave_their_stack(dlrun: Callable[..., Any], tmp_path:
 
 def test_several_objectives_end_in_a_front(dlrun: Callable[..., Any]) -> None:
     words = ("-m", *MLP[:2], "model.hidden_sizes=[4],[64]", "trainer.epochs=1", "sweep.search=grid", "sweep.dir=s")
-    done = dlrun(*words, "sweep.objectives=[min train/loss, min parameters]", "figures=false", "sweep.stack=off")
-    assert done.code == 0, done.err
-    front = next(line for line in done.out.replace("\n    ", " ").splitlines() if "in every objective" in line)
+    outcome = dlrun(*words, "sweep.objectives=[min train/loss, min parameters]", "figures=false", "sweep.stack=off")
+    assert outcome.code == 0, outcome.err
+    front = next(line for line in outcome.out.replace("\n    ", " ").splitlines() if "in every objective" in line)
     sizes = {json.loads(path.read_text())["parameters"] for path in Path("s").glob("*/result.json")}
     assert f"parameters {min(sizes)}" in front
 
@@ -280,16 +282,16 @@ def test_several_objectives_end_in_a_front(dlrun: Callable[..., Any]) -> None:
 def test_a_wrong_search_is_a_sentence_and_writes_nothing(
     dlrun: Callable[..., Any], words: tuple[str, ...], sentence: str, tmp_path: Path
 ) -> None:
-    done = dlrun("data=blobs", *words)
-    assert (done.code, sentence in done.err) == (2, True), done.err
+    outcome = dlrun("data=blobs", *words)
+    assert (outcome.code, sentence in outcome.err) == (2, True), outcome.err
     assert not list(tmp_path.rglob("*.json*"))
 
 
 def test_a_missing_optuna_is_named(dlrun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
-    done = dlrun("-m", "data=blobs", RATE, "sweep.search=tpe")
-    assert done.code == 2
-    assert "type pip install 'dlrun[search]'" in done.err
+    outcome = dlrun("-m", "data=blobs", RATE, "sweep.search=tpe")
+    assert outcome.code == 2
+    assert "type pip install 'dlrun[search]'" in outcome.err
 
 
 def test_optunas_plots_are_in_the_page(dlrun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
