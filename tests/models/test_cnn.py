@@ -43,7 +43,7 @@ def test_smallest_image_is_told_and_works(
 
 
 def test_digits_are_told_a_size(image_spec: Make) -> None:
-    with pytest.raises(MisfitError, match=r"model=cnn .*8x8: type data\.image_size=28\."):
+    with pytest.raises(MisfitError, match=r"model=cnn .*8x8: type data\.image_size=28 for data"):
         CNN(image_spec(1, 8, 8))
 
 
