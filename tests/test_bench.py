@@ -220,7 +220,7 @@ def test_every_part_of_the_bench_on_a_gpu_runs_to_its_end(
             json.loads(path.read_text()) for path in Path(str(len(commands))).rglob("result.json")
         ]
 
-    def measure(row: Any, names: list[str], rounds: int) -> dict[str, Any]:
+    def measure(row: Any, names: list[str], seconds: float, rounds: int) -> dict[str, Any]:
         assert (row.device, row.steps) == ("cuda", 2)
         sides = {name: {"seconds": [seconds] * rounds} for name, seconds in zip(names, (0.1, 0.4, 0.8), strict=True)}
         return sides | {"Lightning bare": {"skipped": "lightning is not installed"}}

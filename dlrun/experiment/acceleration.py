@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 from dlrun.core.errors import RequestError
+from dlrun.engine import device
 from dlrun.engine.acceleration import compile, threads
-from dlrun.engine.device import count_cores, is_out_of_memory
 from dlrun.experiment.context import RunContext
 from dlrun.experiment.preflight import memory
 
@@ -16,7 +16,7 @@ def accelerate(context: RunContext, note: Callable[[str], None]) -> None:
     """
     keys = context.settings.device
     if keys.num_threads == "auto":
-        context.notes.append(threads.choose_fastest(context.state, count_cores()))
+        context.notes.append(threads.choose_fastest(context.state, device.count_cores()))
 
     if context.runtime.device.type == "cuda" and keys.cuda_graph != "off":
         from dlrun.engine.acceleration import cuda_graph
@@ -36,7 +36,7 @@ def compile_model(context: RunContext) -> None:
         compile.compile_model(context.state, context.batches.test)
     except Exception as error:
         # The engine has explained all other errors; what to type against this one depends on the settings.
-        if not is_out_of_memory(error):
+        if not device.is_out_of_memory(error):
             raise
         raise RequestError(memory.explain_out_of_memory(context.settings, str(context.runtime.device))) from error
 

@@ -186,9 +186,9 @@ KILLED_AT_RESULT = """
 import os, signal, sys
 from pathlib import Path
 from dlrun.cli.main import main
-from dlrun.experiment import result
+from dlrun.experiment import results
 
-collect_result = result.collect_result
+collect_result = results.collect_result
 
 def collect(*arguments, **words):
     if len(list(Path("cut").glob("*/result.json"))) >= {}:
@@ -196,7 +196,7 @@ def collect(*arguments, **words):
         os.killpg(0, signal.SIGKILL)
     return collect_result(*arguments, **words)
 
-result.collect_result = collect
+results.collect_result = collect
 sys.exit(main())
 """
 
