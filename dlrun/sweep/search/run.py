@@ -345,8 +345,8 @@ def list_half_written(stacks: Sequence[Unit]) -> list[Job]:
     jobs = []
     for unit in stacks:
         for job in unit.open_jobs:
-            # Of a member that has failed only the best weights are saved.
-            if (job.folder / "checkpoints" / "last.pt").exists():
+            # Not last.pt, which is linked after that. Of a member that has failed only the best weights are saved.
+            if any(job.folder.glob("checkpoints/step_*.pt")):
                 jobs.append(replace(job, pruner=PrunedBefore()))
     return jobs
 

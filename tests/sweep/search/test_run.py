@@ -182,23 +182,25 @@ def test_a_pruned_run_is_taken_up_again(dlrun: Callable[..., Any]) -> None:
 
 
 # Ends hard before it writes the result of a run, once there are so many.
-KILLED_AT_RESULT = """
+# With the processes that write other folders.
+KILLED_AT_CALL = """
 import os, signal, sys
 from pathlib import Path
 from dlrun.cli.main import main
-from dlrun.experiment import results
+from dlrun.{0} import {1} as module
 
-collect_result = results.collect_result
+original = module.{2}
 
-def collect(*arguments, **words):
-    if len(list(Path("cut").glob("*/result.json"))) >= {}:
-        # With the processes that write other folders.
+def kill(*arguments, **words):
+    if len(list(Path("cut").glob("*/result.json"))) >= {3}:
         os.killpg(0, signal.SIGKILL)
-    return collect_result(*arguments, **words)
+    return original(*arguments, **words)
 
-results.collect_result = collect
+module.{2} = kill
 sys.exit(main())
 """
+# Once so many runs have ended: between a checkpoint and its links, and before a result.
+KILLS = (("runs", "checkpoint_manager", "link", 3), ("experiment", "results", "collect_result", 13))
 
 
 def test_the_worse_trials_leave_their_stack(dlrun: Callable[..., Any], tmp_path: Path, warm: Any) -> None:
@@ -228,14 +230,13 @@ def test_the_worse_trials_leave_their_stack(dlrun: Callable[..., Any], tmp_path:
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait(60)
-    for ended in (3, 13):
-        process = warm.start(
-            "-c", KILLED_AT_RESULT.format(ended), "resume", "cut", cwd=tmp_path, start_new_session=True
-        )
+    for kill in KILLS:
+        script = KILLED_AT_CALL.format(*kill)
+        process = warm.start("-c", script, "resume", "cut", cwd=tmp_path, start_new_session=True)
         process.wait(60)
         results_so_far = len(read_results("cut"))
-        assert ended <= results_so_far < 16
-        assert len(list(Path("cut").glob("*/checkpoints/last.pt"))) > results_so_far
+        assert kill[-1] <= results_so_far < 16
+        assert len(list(Path("cut").glob("*/checkpoints/step_*.pt"))) > results_so_far
     assert dlrun("resume", "cut").code == 0
     assert read_trials("cut") == read_trials("whole")
     assert read_results("cut") == results
