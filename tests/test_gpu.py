@@ -34,7 +34,7 @@ GRAPHS = {
     "a rate an epoch": ("model=mlp", "optimizer=sgd", "scheduler=step", "scheduler.interval=epoch"),
     "averaged": ("model=mlp", "trainer.ema_decay=0.9"),
     "momentum": ("model=cnn", "optimizer=momentum"),
-    "bf16": ("model=cnn", "device.precision=bf16"),
+    "bf16": ("model=mlp", "device.precision=bf16"),
     "residual": ("model=resnet", "model.channels=[4,8]"),
     "batch norm": (
         "model=sequential",

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,19 +38,25 @@ def refuse_without(dlrun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -
 def kill_and_resume(
     dlrun: Callable[..., Any], kill_at_save: Callable[..., None], tmp_path: Path
 ) -> Callable[..., dict[str, Any]]:
-    """`kill_and_resume(*words)`: killed runs with 0, 1 and 2 workers, resumed, end in the weights of a whole one."""
+    """`kill_and_resume(*words)`: killed runs with 0, 1 and 2 workers, resumed, end in the weights of a whole one.
+
+    `workers=(2,)` kills one run, with 2 workers.
+    """
     import torch
 
     from dlrun.runs.checkpoint import load
 
-    def check(*words: str) -> dict[str, Any]:
+    # The save of a run at which it is killed, by its workers.
+    saves = {0: 3, 1: 6, 2: 7}
+
+    def check(*words: str, workers: Sequence[int] = (0, 1, 2)) -> dict[str, Any]:
         words = (*words, "tracking.graph=false", "figures=false", "checkpoint.every_steps=1")
         assert dlrun(*words, "data.num_workers=0", "hydra.run.dir=whole").code == 0
         whole = load(tmp_path / "whole" / "checkpoints" / "last.pt")["model"]
-        for workers, nth in ((0, 3), (1, 6), (2, 7)):
-            kill_at_save(nth, *words, f"data.num_workers={workers}", f"hydra.run.dir=cut{workers}")
-            assert dlrun("resume", f"cut{workers}").code == 0
-            resumed = load(tmp_path / f"cut{workers}" / "checkpoints" / "last.pt")["model"]
+        for count in workers:
+            kill_at_save(saves[count], *words, f"data.num_workers={count}", f"hydra.run.dir=cut{count}")
+            assert dlrun("resume", f"cut{count}").code == 0
+            resumed = load(tmp_path / f"cut{count}" / "checkpoints" / "last.pt")["model"]
             assert all(torch.equal(whole[name], resumed[name]) for name in whole)
         return dict(whole)
 

@@ -295,7 +295,7 @@ def test_a_killed_run_ends_as_the_unbroken_one(kill_and_resume, folder, tmp_path
 @pytest.mark.slow
 def test_a_run_on_texts_is_that_of_data_text(dlrun, kill_and_resume, reviews, tmp_path):
     words = ("model=gru", "model.hidden_size=4", "trainer.epochs=2", "data.batch_size=8", "data.max_length=3")
-    whole = kill_and_resume("data=huggingface", "data.path=reviews", *words, "data.loader=workers")
+    whole = kill_and_resume("data=huggingface", "data.path=reviews", *words, "data.loader=workers", workers=(2,))
     assert dlrun("data=text", "data.path=reviews.csv", *words, "hydra.run.dir=text").code == 0
     other = load(tmp_path / "text" / "checkpoints" / "last.pt")["model"]
     assert all(torch.equal(whole[name], other[name]) for name in whole)
