@@ -249,9 +249,9 @@ def _build_no_shards_error(folder: Path) -> DataError:
 def read_samples(shards: Sequence[Path], cache_folder: Path) -> Samples:
     """The samples of all shards, by their indices; DataError for up to ten damaged shards, and for no sample."""
     mistakes = ErrorList(_MOST_MISTAKES)
-    found = [mistakes.collect(read_index, shard, cache_folder) for shard in shards]
+    readable_indices = [mistakes.collect(read_index, shard, cache_folder) for shard in shards]
     mistakes.raise_if_any()
-    indices = [index for index in found if index is not None]
+    indices = [index for index in readable_indices if index is not None]
 
     counts = [len(index.keys) for index in indices]
     if not sum(counts):

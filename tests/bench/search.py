@@ -61,11 +61,11 @@ def main() -> int:
     print(describe(), flush=True)
     for data, epochs in DATA.items():
         for name, words in SEARCHES.items():
-            found = []
+            outcomes = []
             for seed in range(options.seeds):
                 own = (f"data={data}", epochs, f"seed={seed}", f"sweep.trials={options.trials}", *words)
-                found.append(search([*own, *options.words]))
-            validation, test, trained = zip(*found, strict=True)
+                outcomes.append(search([*own, *options.words]))
+            validation, test, trained = zip(*outcomes, strict=True)
             print(row(f"{data}, {name}: val/loss", validation, 4))
             print(row("    test/loss of the same run", test, 4))
             print(row("    epochs trained", trained), flush=True)
