@@ -20,7 +20,7 @@ from dlrun.sweep.jobs import Job, has_own_code
 
 
 @dataclass
-class _Drawn:
+class _DrawingReport:
     """Pages of the best runs, lines for the user, and what the disk did not take."""
 
     pages: list[Path] = field(default_factory=list)
@@ -58,39 +58,39 @@ class BestRuns:
 
     def finish(self) -> tuple[list[Path], list[str]]:
         """Wait for the pictures; returns the paths of the pages, and lines for the user."""
-        drawn: _Drawn | None = None
+        report: _DrawingReport | None = None
         if self._forks is not None:
-            ((drawn, _),) = self._forks
-        if drawn is None:
+            ((report, _),) = self._forks
+        if report is None:
             # Nothing was forked, or it was killed: too little memory, perhaps.
-            drawn = self._draw()
-        self.disk_problems.reasons |= drawn.reasons
-        return drawn.pages, drawn.lines
+            report = self._draw()
+        self.disk_problems.reasons |= report.reasons
+        return report.pages, report.lines
 
-    def _draw(self, number: int = 0) -> _Drawn:
-        drawn = _Drawn()
-        problems = DiskProblems(drawn.lines.append)
-        drawn.reasons = problems.reasons
+    def _draw(self, number: int = 0) -> _DrawingReport:
+        report = _DrawingReport()
+        problems = DiskProblems(report.lines.append)
+        report.reasons = problems.reasons
         for job in self.best:
             page = job.folder / "report.html"
             # A sweep that got more points may have the same best run as before.
             if page.is_file():
-                drawn.pages.append(page)
+                report.pages.append(page)
                 continue
 
             command = suggest_command("eval", job.folder, modules=sorted(find_own_modules(job.request.config)))
             if has_own_code(job) and not self.is_serial:
-                drawn.lines.append(f"pictures of the best run: {command}")
+                report.lines.append(f"pictures of the best run: {command}")
                 continue
             try:
-                drawn.pages.append(draw_finished(job.request, problems))
+                report.pages.append(draw_finished(job.request, problems))
             except (Exception, SystemExit) as error:
                 # The run itself is finished and compared, whatever code of the user's own raises now.
                 reason = user_code.explain(error) or user_code.get_first_line(error)
-                drawn.lines.append(f"note: the best run could not be drawn ({reason}); its pictures: {command}")
+                report.lines.append(f"note: the best run could not be drawn ({reason}); its pictures: {command}")
 
-        drawn.lines += [f"note: {line}" for line in fonts.describe_missing_letters()]
-        return drawn
+        report.lines += [f"note: {line}" for line in fonts.describe_missing_letters()]
+        return report
 
 
 def _can_fork(job: Job) -> bool:
