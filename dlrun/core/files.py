@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 # Without O_BINARY Windows would write other ends of lines.
 _APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
+# What is written more often than that, in seconds, may be written together: an open, a write and a close after each
+# epoch of a tiny net take as long as some of its steps.
+FLUSH_SECONDS = 0.2
 
 
 def is_about(error: OSError, folder: Path) -> bool:
@@ -209,6 +213,8 @@ class GrowingFile:
         self.disk_problems = disk_problems
         self._buffer = bytearray()
         self._is_held = False
+        # When the next flush is due, on the clock of time.monotonic.
+        self._due = 0.0
 
         # The file exists from the start, if empty.
         with disk_problems.tolerate(what), path.open("ab"):
@@ -228,10 +234,16 @@ class GrowingFile:
             self._is_held = False
             self.flush()
 
+    @property
+    def is_due(self) -> bool:
+        """Whether FLUSH_SECONDS have passed since the last flush; whoever can wait flushes only then."""
+        return time.monotonic() >= self._due
+
     def flush(self) -> None:
         """Append all that was written since the last flush that succeeded, or none of it."""
         if not self._buffer or self._is_held:
             return
+        self._due = time.monotonic() + FLUSH_SECONDS
 
         with self.disk_problems.tolerate(self.what):
             # Every epoch appends to three files: a file object of Python's would take twice as long.

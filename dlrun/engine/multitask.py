@@ -96,9 +96,9 @@ class MultitaskObjective(Objective):
         """Weight of a batch in a mean: its rows, as every part has a mean over them."""
         return len(targets)
 
-    def count_targets_of_each(self, batches: Sequence[Tensor]) -> Tensor:
-        """`count_targets` of several batches, shape (batches,)."""
-        return torch.tensor([len(targets) for targets in batches])
+    def count_targets_of_each(self, batches: Sequence[Tensor], like: Tensor) -> Tensor:
+        """`count_targets` of several batches, shape (batches,), with the dtype and device of `like`."""
+        return torch.tensor([len(targets) for targets in batches], dtype=like.dtype, device=like.device)
 
     def predict(self, outputs: Tensor) -> Tensor:
         """Values and class numbers as the targets have them, floats (N, columns)."""

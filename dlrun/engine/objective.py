@@ -244,13 +244,14 @@ class Objective:
             return (targets != PADDING).sum()
         return targets.numel()
 
-    def count_targets_of_each(self, batches: Sequence[Tensor]) -> Tensor:
-        """`count_targets` of several batches, shape (batches,)."""
+    def count_targets_of_each(self, batches: Sequence[Tensor], like: Tensor) -> Tensor:
+        """`count_targets` of several batches, shape (batches,), with the dtype and device of `like`."""
         if self.class_weights is not None:
-            return torch.stack([torch.as_tensor(self.count_targets(targets)) for targets in batches])
+            return torch.stack([torch.as_tensor(self.count_targets(targets)) for targets in batches]).to(like)
         if self.spec.task == "tagging":
-            return torch.stack([(targets != PADDING).sum() for targets in batches])
-        return torch.tensor([targets.numel() for targets in batches])
+            return torch.stack([(targets != PADDING).sum() for targets in batches]).to(like)
+        counts = [targets.numel() for targets in batches]
+        return torch.tensor(counts, dtype=like.dtype, device=like.device)
 
     def compute_probabilities(self, outputs: Tensor) -> Tensor:
         """Class probabilities (N, ..., classes); for binary (N,) of class 1; for multilabel (N, labels)."""
@@ -479,7 +480,7 @@ class MetricAccumulator:
         self.waiting = []
 
         loss = metrics.widen(torch.stack(losses))
-        weights = self.objective.count_targets_of_each(targets).to(loss)
+        weights = self.objective.count_targets_of_each(targets, loss)
         # A mean over the batch becomes its sum.
         if self.objective.reduction != "sum":
             loss = loss * weights
@@ -575,6 +576,9 @@ def _strip_subclass(tensor: Tensor) -> Tensor:
 
 def _add_blocks(blocks: list[MetricSums]) -> MetricSums:
     """Add blocks up in their order; values named `all_*` are concatenated."""
+    if len(blocks) == 1:
+        return dict(blocks[0])
+
     sums: MetricSums = {}
     for name, value in blocks[0].items():
         if name.startswith("all_"):
@@ -590,7 +594,7 @@ def _add_blocks(blocks: list[MetricSums]) -> MetricSums:
 def _concatenate(parts: tuple[Tensor, ...]) -> Tensor:
     """Concatenate batches; sequences are padded to the longest of all."""
     # All of one shape, except perhaps for the number of rows.
-    if len({part.shape[1:] for part in parts}) == 1:
+    if parts[0].dim() == 1 or len({part.shape[1:] for part in parts}) == 1:
         return torch.cat(parts)
 
     length = max(part.shape[1] for part in parts)

@@ -146,6 +146,12 @@ def start_recorders(recording: Recording) -> list[Callback]:
     hashes = WeightHashes(context.state.model, recording.folder, recording.disk_problems)
     # A resumed run has the lines up to its checkpoint.
     recording.checkpoints.wait_for_records = hashes.wait
+
+    def flush_records() -> None:
+        run_logger.flush()
+        hashes.flush()
+
+    recording.checkpoints.flush_records = flush_records
     callbacks: list[Callback] = [hashes]
     if tracking.evolution_every_epochs or context.splits.spec.task == "tagging":
         callbacks.append(Evolution(context, recording.folder, tracking.evolution_every_epochs or 1, run_logger))

@@ -24,7 +24,7 @@ _ASIDE = ".newer"
 _DEFAULT_KEEP = 2
 
 # After a save no epoch is saved for so many times the processor time that it took, ...
-_REST = 50
+_REST = 200
 # ... but at most for so many seconds.
 _LONGEST_REST = 5.0
 
@@ -95,7 +95,8 @@ class CheckpointManager(Callback):
         self.row: dict[str, float] = {}
         # True once a checkpoint of this process was read back successfully.
         self.is_verified = False
-        # Waits for what must be on the disk before a checkpoint is, in the thread that writes it.
+        # Writes what must be on the disk before a checkpoint is, and waits for it in the thread that writes that.
+        self.flush_records: Callable[[], None] = _wait_for_nothing
         self.wait_for_records: Callable[[], None] = _wait_for_nothing
         # How often a checkpoint was due, written or not.
         self.due_count = 0
@@ -220,7 +221,7 @@ class CheckpointManager(Callback):
         """Save the state of an interrupted epoch; a following `on_epoch_end` only saves its best weights."""
         state = trainer.state
         self.wait()
-        self.wait_for_records()
+        self._complete_records()
         # After an epoch, `on_epoch_end` may have saved it already, which other ranks do not know.
         is_saved = not state.progress.batch and self._saved_step == state.progress.step
         if not is_saved or state.ranks.world_size > 1:
@@ -231,14 +232,18 @@ class CheckpointManager(Callback):
     def on_fit_end(self, trainer: TrainerView) -> None:
         """Wait until the last checkpoint is on the disk."""
         self.wait()
-        self.wait_for_records()
+        self._complete_records()
 
     def close(self) -> None:
         """Wait for a checkpoint that is being written; where an error ends the training, it is that one that counts."""
         with contextlib.suppress(Exception):
             # Whatever the thread met, the training ends by an error of its own.
-            self.wait_for_records()
+            self._complete_records()
             self.wait()
+
+    def _complete_records(self) -> None:
+        self.flush_records()
+        self.wait_for_records()
 
     def save_partial_best(self) -> None:
         """Make the partial epoch best.pt if it is the best; best_before.pt is restored on resume."""
@@ -269,6 +274,7 @@ class CheckpointManager(Callback):
         # Never a second one in flight.
         self._collect()
 
+        self.flush_records()
         self._last_begin = time.monotonic()
         pending = self._take_copy(state, row, rank_states)
         self._copy_seconds = time.thread_time() - cpu_start

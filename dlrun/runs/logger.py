@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dlrun.core.files import GrowingFile
+from dlrun.core.files import FLUSH_SECONDS, GrowingFile
 from dlrun.engine.callback import Callback, TrainerView
 from dlrun.runs.loggers import states
 from dlrun.runs.loggers.base import LoggedRun, Logger
@@ -94,10 +94,20 @@ class RunLogger(Callback):
             channel.log_metrics(values, step)
 
     def log_epoch(self, row: dict[str, float], timings: dict[str, float]) -> None:
-        """Append a line to metrics.jsonl, on the disk when this returns, and log the same scalars."""
+        """Append a line to metrics.jsonl, on the disk when this returns, and log the same scalars.
+
+        Of epochs shorter than FLUSH_SECONDS the loggers may write several together; `flush` writes them.
+        """
         # Written before the epoch's checkpoint is saved: a run resumed from that needs every row up to it.
         self._write_row(row, timings)
+        if timings.get("epoch_seconds", math.inf) >= FLUSH_SECONDS:
+            self.flush()
         self._save_states()
+
+    def flush(self) -> None:
+        """Write to the disk what TensorBoard's events have been given: a checkpoint is saved after them."""
+        for board in self.boards:
+            board.flush()
 
     def _write_row(self, row: dict[str, float], timings: dict[str, float]) -> None:
         self.rows.append(replace_infinite(row))

@@ -6,6 +6,8 @@ import os
 import socket
 import struct
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,22 +31,53 @@ class EventFile:
         stamp = f"{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_count):06d}"
         path = folder / f"events.out.tfevents.{stamp}{suffix}"
         self.file = GrowingFile(path, "TensorBoard's events", disk_problems)
+        # Scalars that are no event yet: when they were measured, after which step, and their values by tag.
+        self._scalars: list[tuple[float, int, Mapping[str, float]]] = []
         # Readers expect the version as the first event of a file.
         self.add_event(Event(wall_time=time.time(), file_version="brain.Event:2"))
 
     def add_event(self, event: Event) -> None:
         """Add an event; it is on the disk after `flush`."""
+        self._encode_scalars()
+        self._write(event)
+
+    def add_scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Add scalars of one optimizer step; they are on the disk after `flush`."""
+        self._scalars.append((time.time(), step, values))
+
+    def _encode_scalars(self) -> None:
+        """Make an event of each step: one of each scalar takes three times as long."""
+        scalars = self._scalars
+        self._scalars = []
+        for wall_time, step, values in scalars:
+            event = Event(wall_time=wall_time, step=step)
+            add_value = event.summary.value.add
+            for tag, value in values.items():
+                # Epoch and step are the axis of the curves.
+                if tag not in ("epoch", "step"):
+                    add_value(tag=tag, simple_value=value)
+            self._write(event)
+
+    def _write(self, event: Event) -> None:
         content = event.SerializeToString()
         length = struct.pack("<Q", len(content))
         self.file.write(b"".join((length, _compute_checksum(length), content, _compute_checksum(content))))
 
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Let flushes inside the block wait for its end, for what is written all at once."""
+        with self.file.hold():
+            yield
+            self._encode_scalars()
+
     def flush(self) -> None:
         """Write everything to the disk, or report that it cannot be written."""
+        self._encode_scalars()
         self.file.flush()
 
     def close(self) -> None:
         """Flush: the file is only open while something is added to it."""
-        self.file.flush()
+        self.flush()
 
 
 def _compute_checksum(content: bytes) -> bytes:

@@ -48,9 +48,11 @@ def measure(row: Row, trainer: Trainer, rounds: int) -> list[tuple[float, float,
             trainer.row = {}
             # Of this thread alone: what another does meanwhile belongs to the end of the epoch before.
             step_began = time.thread_time()
+            epoch_began = time.perf_counter()
             trainer.train_epoch()
             in_steps += time.thread_time() - step_began
-            trainer.timings = trainer.state.progress.add_epoch_time(1.0, trainer.state.train, 0)
+            seconds = time.perf_counter() - epoch_began
+            trainer.timings = trainer.state.progress.add_epoch_time(seconds, trainer.state.train, 0)
             trainer.end_epoch()
             trainer.callbacks.on_epoch_end(trainer, trainer.row)
         whole = time.process_time() - began

@@ -22,6 +22,7 @@ from tensorboard.plugins.hparams.backend_context import Context
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import Tensor, nn
 
+from dlrun.core import files
 from dlrun.core.files import DiskProblems
 from dlrun.core.yaml import flatten
 from dlrun.runs.folder import reopen
@@ -323,6 +324,30 @@ def test_a_full_disk_ends_neither_rows_nor_events_and_both_are_made_good(tmp_pat
     assert len(messages) == 2
     assert read_rows(tmp_path) == tracker.rows
     assert [step for step, _ in scalars(tmp_path)["train/loss"]] == [10 * epoch for epoch in range(1, 31)]
+
+
+def test_events_of_short_epochs_are_written_together_and_rows_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "FLUSH_SECONDS", 1e9)
+
+    def count_events() -> int:
+        return len(scalars(tmp_path)["train/loss"])
+
+    with open_logger(LoggedRun(tmp_path)) as tracker:
+        for epoch in (1, 2, 3):
+            tracker.log_epoch(row(epoch, train_loss=0.5), {"epoch_seconds": 0.001})
+            assert len(read_rows(tmp_path)) == epoch
+        # The first one does not wait.
+        assert count_events() == 1
+        tracker.log_epoch(row(4, train_loss=0.5), {"epoch_seconds": 0.3})
+        assert count_events() == 4
+        tracker.log_epoch(row(5, train_loss=0.5), {"epoch_seconds": 0.001})
+        # Whatever else is logged takes them along.
+        tracker.log_text("note", "six")
+        assert count_events() == 5
+        tracker.log_epoch(row(6, train_loss=0.5), {"epoch_seconds": 0.001})
+    assert [step for step, _ in scalars(tmp_path)["train/loss"]] == [10, 20, 30, 40, 50, 60]
 
 
 def test_rows_in_memory_are_what_would_be_read(tmp_path: Path) -> None:

@@ -46,6 +46,9 @@ _FEWEST_ROWS = 32
 _MULTIPLY_ADDS = 2e9
 # Every epoch is looked at up to this one, then ever fewer: a look takes a millisecond, and so may an epoch.
 _EVERY_UP_TO = 50
+# An epoch in which the steps do not pass a multiple of this is as a rule not looked at: a tiny net makes a few steps in
+# the time of a look.
+_STEPS_BETWEEN = 100
 # Learning must have stood still for this long: three epochs may be three steps of gradient descent.
 _IDLE_EPOCHS = 3
 _IDLE_STEPS = 200
@@ -141,7 +144,11 @@ class Diagnostics(Callback):
 
     def is_examined(self, number: int) -> bool:
         """Whether to examine the epoch of this number, which has just ended."""
-        return number % (1 + number // _EVERY_UP_TO) == 0
+        # A short run of few steps an epoch is looked at as often as it doubles its length.
+        is_power_of_two = number & (number - 1) == 0
+        earlier_step = self.rows[-2]["step"] if len(self.rows) > 1 else 0
+        has_steps = self.rows[-1]["step"] // _STEPS_BETWEEN > earlier_step // _STEPS_BETWEEN
+        return is_power_of_two or (has_steps and number % (1 + number // _EVERY_UP_TO) == 0)
 
     def find_troubles(self) -> Troubles:
         """All troubles that show now, reported before or not."""

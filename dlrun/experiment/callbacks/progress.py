@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 
 from rich.console import Console as RichConsole
 from rich.console import RenderableType
@@ -41,8 +42,8 @@ class ProgressDisplay(Callback):
         self._mode = mode
         self._smoothed_loss: float | None = None
         self._has_rows = False
-        # The line of the last epoch in its long and its short form, if it was not printed.
-        self._line_left_out: tuple[str, str] | None = None
+        # Prints the line of the last epoch, if it was not printed.
+        self._print_left_out: Callable[[], None] | None = None
         self._started = time.perf_counter()
         self._first_step = state.progress.step
 
@@ -53,8 +54,8 @@ class ProgressDisplay(Callback):
             with self._show_bar():
                 yield
         finally:
-            if self._line_left_out is not None:
-                self._print_epoch(*self._line_left_out)
+            if self._print_left_out is not None:
+                self._print_left_out()
 
     def _show_bar(self) -> AbstractContextManager[object]:
         terminal = self._console.terminal
@@ -109,19 +110,19 @@ class ProgressDisplay(Callback):
         self._has_rows = True
 
         epochs = trainer.state.stop_rules.epochs
-        rate = f"{trainer.timings['samples_per_second']:,.0f} samples/s"
-        line = (format_epoch(row, epochs, rate, trainer.is_best), format_epoch(row, epochs, "", trainer.is_best))
+        print_epoch = partial(self._print_epoch, row, epochs, trainer.timings["samples_per_second"], trainer.is_best)
         if is_first or is_printed_epoch(row["epoch"], epochs):
-            self._print_epoch(*line)
+            print_epoch()
         else:
-            self._line_left_out = line
+            self._print_left_out = print_epoch
 
-    def _print_epoch(self, text: str, shorter: str) -> None:
-        self._line_left_out = None
+    def _print_epoch(self, row: dict[str, float], epochs: int, samples_per_second: float, is_best: bool) -> None:
+        self._print_left_out = None
+        text = format_epoch(row, epochs, f"{samples_per_second:,.0f} samples/s", is_best)
         if self._mode == "off":
             self._console.log_only(text)
         else:
-            self._console.say_line(text, shorter)
+            self._console.say_line(text, shorter=format_epoch(row, epochs, "", is_best))
 
 
 @contextmanager

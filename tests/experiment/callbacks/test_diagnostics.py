@@ -117,6 +117,17 @@ def test_late_epochs_are_looked_at_now_and_then() -> None:
     assert len(looked) < 200
 
 
+@pytest.mark.parametrize(
+    ("steps", "looks"), [(24, [1, 2, 4, 5, 8, 9, 13, 16, 17, 21, 25]), (1, [1, 2, 4, 8, 16]), (100, [*range(1, 26)])]
+)
+def test_of_few_steps_an_epoch_every_hundred_steps_are_looked_at(steps: int, looks: list[int]) -> None:
+    watch = make_diagnostics(nn.Linear(4, 1), YES_NO)
+    seen: list[int] = []
+    watch.find_troubles = lambda: seen.append(len(watch.rows)) or {}  # type: ignore[func-returns-value,method-assign]
+    epochs(watch, [1.0] * 25, steps=steps)
+    assert seen == looks
+
+
 def test_looking_changes_nothing() -> None:
     noisy = Functional(lambda z: z + torch.rand(()), 8)
     model = nn.Sequential(noisy, nn.BatchNorm1d(8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3))

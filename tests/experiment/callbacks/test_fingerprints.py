@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from dlrun.core import files
 from dlrun.experiment.callbacks import fingerprints
+from dlrun.runs import checkpoint_manager
+from dlrun.runs.tensorboard import read_scalars
 
 SMALL = ("data=blobs", "model=mlp", "model.dropout=0.2", "tracking.graph=false", "figures=false", "checkpoint.keep=9")
 
@@ -37,6 +40,25 @@ def test_a_line_an_epoch_and_one_before_the_first_step(dlrun: Callable[..., Any]
     assert len({line["weights_sha256"] for line in hashes}) == 3
     assert set(outcome.rows[0]) >= {"epoch", "step", "train/loss"}
     assert "weights_sha256" not in outcome.rows[0]
+
+
+@pytest.mark.slow
+def test_what_waits_to_be_written_is_on_the_disk_before_a_checkpoint(
+    dlrun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "FLUSH_SECONDS", 1e9)
+    save = checkpoint_manager.save_encoded
+    steps: list[tuple[int, int, int]] = []
+
+    def record(path: Path, content: dict[str, Any]) -> None:
+        if path.name.startswith("step_"):
+            scalars = read_scalars(Path("run"))["train/loss"]
+            steps.append((content["step"], lines("run")[-1]["step"], scalars[-1][0]))
+        save(path, content)
+
+    monkeypatch.setattr(checkpoint_manager, "save_encoded", record)
+    dlrun(*SMALL, "trainer.epochs=3", "hydra.run.dir=run")
+    assert steps == [(4, 4, 4), (8, 8, 8), (12, 12, 12)]
 
 
 @pytest.mark.slow
