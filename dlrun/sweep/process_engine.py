@@ -19,9 +19,10 @@ from dlrun.config.request import Request
 from dlrun.core import signals
 from dlrun.core.search_path import SAFE, SAFE_FOR_CHILD
 from dlrun.engine.device import count_cores
+from dlrun.runs.reports.plots import canvas
 from dlrun.sweep.engines import Outcome, Serial, Watcher
 from dlrun.sweep.jobs import Job
-from dlrun.sweep.stacks import Unit
+from dlrun.sweep.stacks import PreparedJobs, Unit
 
 _ALWAYS_BLOCKED = tuple(n for n in signals.STOP_SIGNALS if n not in (signal.SIGINT, signal.SIGTERM))
 # A run of this length is worth a process of its own.
@@ -54,6 +55,10 @@ class Parallel:
             self._gpus = [i % gpus for i in reversed(range(count))]
         start_method = "spawn" if sys.platform == "win32" else "forkserver"
         self._context: Any = multiprocessing.get_context(start_method)
+        # What the processes find built already.
+        self._prepared: PreparedJobs | None = None
+        # False once the watcher wants no further job.
+        self.is_continuing = True
 
     def warm_up(self) -> None:
         """Start the fork server, which imports what jobs need while this process checks them."""
@@ -93,15 +98,15 @@ class Parallel:
                         for job in unit.open_jobs:
                             watcher.on_job_start(job)
                         running.append(self._start(unit))
+                        if not waiting:
+                            self.on_last_start()
 
                     # Wake up when a process ends or has something to say, or to look for a Ctrl-C.
                     sources: list[Any] = [child.process.sentinel for child in running]
                     sources += [child.results for child in running if not child.results.closed]
                     connection.wait(sources, timeout=_POLL_SECONDS)
                     for child in running:
-                        is_continuing = _receive(child, watcher)
-                        if not is_continuing and not sent_signal:
-                            waiting.clear()
+                        self.is_continuing &= _receive(child, watcher)
 
                     # Signal each job once, so that it saves its state: a second signal would end it at once.
                     if stop() and not sent_signal:
@@ -113,18 +118,22 @@ class Parallel:
                         running.remove(child)
                         self._gpus.append(child.gpu)
                         child.process.join()
-                        is_continuing = _receive(child, watcher)
+                        self.is_continuing &= _receive(child, watcher)
                         child.results.close()
                         for job in child.waiting.values():
-                            is_continuing &= watcher.on_job_end(job, _explain_death(child, sent_signal))
-                        if not is_continuing and not sent_signal:
-                            waiting.clear()
+                            self.is_continuing &= watcher.on_job_end(job, _explain_death(child, sent_signal))
+
+                    if not self.is_continuing and not sent_signal:
+                        waiting.clear()
             finally:
                 # Only an error of the sweep itself leaves jobs running here.
                 for child in running:
                     child.process.kill()
                     child.process.join()
         return signals.get_signal_exit_code(sent_signal) if sent_signal else 0
+
+    def on_last_start(self) -> None:
+        """Called when no unit waits any longer, while the last ones run."""
 
     def _start(self, unit: Unit) -> _Child:
         gpu = self._gpus.pop()
@@ -137,7 +146,7 @@ class Parallel:
             # Imported with the first job: the module builds an optimizer, which takes a second.
             from dlrun.sweep.worker import run_in_process
 
-            arguments = (replace(unit, jobs=jobs), writer, threads)
+            arguments = (replace(unit, jobs=jobs), writer, threads, self._prepared)
             name = f"job {unit.jobs[0].number}"
             process = self._context.Process(target=run_in_process, args=arguments, name=name)
             process.start()
@@ -158,10 +167,33 @@ class Parallel:
                 os.environ["OMP_NUM_THREADS"] = before
 
 
-class Adaptive:
-    """Runs units in this process until one took long, and those that follow in processes, `count` at a time.
+class Forking(Parallel):
+    """Runs `count` stacks at a time in processes forked from this one, which need not import or build anything again.
 
-    A process takes longer to start than a short run to train, and the cores are shared out among several.
+    Each computes in one thread: a fork leaves behind the threads that torch has made.
+    """
+
+    def __init__(self, count: int, prepared: PreparedJobs) -> None:
+        super().__init__(count)
+        self.threads = 1
+        self._context = multiprocessing.get_context("fork")
+        self._prepared = prepared
+
+    def _start(self, unit: Unit) -> _Child:
+        # As the fork server does: until the run handles signals itself, none may end it halfway.
+        with signals.block_signals(*signals.STOP_SIGNALS):
+            return super()._start(unit)
+
+    def on_last_start(self) -> None:
+        """Import what the pictures of the sweep need, as this process would only wait."""
+        canvas.load()
+
+
+class Adaptive:
+    """Runs long stacks in forked processes, `count` at a time, and other units in this process until one took long.
+
+    Those that follow run in processes of their own: one takes longer to start than a short run to train, and the cores
+    are shared out among several.
     """
 
     def __init__(self, serial: Serial, count: int) -> None:
@@ -170,6 +202,16 @@ class Adaptive:
 
     def run(self, units: Sequence[Unit], watcher: Watcher) -> int:
         """Run the units; returns 0, or the exit code of an interruption."""
+        forks = [unit for unit in units if unit.forks]
+        if len(forks) > 1:
+            engine = Forking(min(self.count, len(forks)), self.serial.prepared)
+            watcher.on_pace_change(engine.count)
+            code = engine.run(forks, watcher)
+            if code or not engine.is_continuing:
+                return code
+            watcher.on_pace_change(1)
+            units = [unit for unit in units if not unit.forks]
+
         for number, unit in enumerate(units, 1):
             # Processor time: on a busy machine even a short run takes long.
             begin = time.process_time()
@@ -187,9 +229,9 @@ class Adaptive:
                     "(sweep.jobs=1: one after the other)"
                 )
                 watcher.on_pace_change(at_once)
-                engine = Parallel(at_once)
-                engine.warm_up()
-                return engine.run(rest, watcher)
+                parallel = Parallel(at_once)
+                parallel.warm_up()
+                return parallel.run(rest, watcher)
         return 0
 
 

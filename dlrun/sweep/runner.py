@@ -34,7 +34,7 @@ from dlrun.sweep.ledger import DONE, Ledger
 from dlrun.sweep.plan import check_in_process, check_jobs, print_plan
 from dlrun.sweep.process_engine import Adaptive, Parallel, resolve_job_count
 from dlrun.sweep.progress import Display
-from dlrun.sweep.stacks import PreparedJobs, Unit, find_begun_stacks, plan_stacks
+from dlrun.sweep.stacks import PreparedJobs, Unit, allow_fork, find_begun_stacks, plan_stacks
 
 
 def run(requests: Sequence[Request]) -> int:
@@ -101,7 +101,11 @@ def run(requests: Sequence[Request]) -> int:
 
         if not sweep_settings["dry_run"]:
             claim_folder(resources.enter_context(Lock()), ledger, jobs, requests[0].words)
-        stacks = find_stacks(folder, jobs, unfinished, missing_data, stack_mode, prepared, notes)
+        if sweep_settings["jobs"] == "auto" and isinstance(engine, Serial) and count_cores() > 1:
+            engine = Adaptive(engine, count_cores())
+        runs_here = isinstance(engine, Serial | Adaptive)
+        processes = engine.count if isinstance(engine, Adaptive) else 1
+        stacks = find_stacks(folder, jobs, unfinished, missing_data, stack_mode, prepared, notes, processes)
         print_plan(console, folder, jobs, unfinished, at_once, notes, place)
         if sweep_settings["dry_run"]:
             return 0
@@ -125,9 +129,6 @@ def run(requests: Sequence[Request]) -> int:
                 watcher.on_job_start(job)
                 watcher.on_job_end(job, Outcome(1, str(error)))
 
-        if sweep_settings["jobs"] == "auto" and isinstance(engine, Serial) and count_cores() > 1:
-            engine = Adaptive(engine, count_cores())
-        runs_here = isinstance(engine, Serial | Adaptive)
         with watcher.display.show_live():
             code = engine.run(form_units(queue, stacks), watcher)
         watcher.print_summary()
@@ -205,10 +206,12 @@ def find_stacks(
     mode: str,
     prepared: PreparedJobs,
     notes: list[str],
+    processes: int = 1,
 ) -> list[Unit]:
     """The jobs that train together: as before in a sweep that is resumed, and those that `mode` finds worth it.
 
-    mode: sweep.stack. notes: gets a line on each group of jobs that could train together.
+    mode: sweep.stack; notes: gets a line on each group of jobs that could train together; processes: how many stacks
+    may train at a time.
     """
     if mode == "off":
         return []
@@ -216,7 +219,10 @@ def find_stacks(
     taken_keys = set(missing_data)
     for unit in begun_stacks:
         taken_keys.update(job.key for job in unit.jobs)
-    units, lines = plan_stacks([job for job in unfinished if job.key not in taken_keys], mode, folder, prepared)
+    if processes > 1 and len(begun_stacks) > 1:
+        begun_stacks = [replace(unit, forks=allow_fork(unit)) for unit in begun_stacks]
+    others = [job for job in unfinished if job.key not in taken_keys]
+    units, lines = plan_stacks(others, mode, folder, prepared, processes)
     notes += [*damage, *lines]
     return [*begun_stacks, *units]
 

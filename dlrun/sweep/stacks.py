@@ -1,6 +1,7 @@
 """Which jobs of a sweep train together as a stack, and which alone."""
 
 import hashlib
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,17 @@ from dlrun.engine.stack.model import has_chain
 from dlrun.experiment.context import RunContext
 from dlrun.experiment.stack import choice
 from dlrun.experiment.stack.halving import Halving
-from dlrun.experiment.stack.stack import PreparedRun, prepare_run, read_keys
+from dlrun.experiment.stack.stack import PreparedRun, can_fork, prepare_run, read_keys
 from dlrun.sweep.jobs import Job, has_own_code
 
 # Fewer jobs are trained alone by sweep.stack=auto: they would hardly end sooner, and are equal to the bit that way.
 FEWEST = 4
+
+# A stack that takes so long is worth the fork of a process, and is split among as many as there are cores, with so many
+# runs in each. The folder of a run takes a while, too.
+_FEWEST_SECONDS = 1.0
+_FEWEST_IN_PROCESS = 8
+_FOLDER_SECONDS = 0.02
 
 # The nets of all jobs that are kept from their check until they train have at most so many parameters.
 _MOST_PARAMETERS = 10_000_000
@@ -35,6 +42,8 @@ class Unit:
     finished: frozenset[str] = frozenset()
     # Of a search, ends the worse runs of a stack between two epochs.
     halving: Halving | None = None
+    # Whether it takes long enough, and may, train in a process forked from that of the sweep, beside other stacks.
+    forks: bool = False
 
     @property
     def open_jobs(self) -> list[Job]:
@@ -82,10 +91,22 @@ def find_begun_stacks(folder: Path, jobs: Sequence[Job], unfinished: Collection[
     return units, notes
 
 
-def plan_stacks(jobs: Sequence[Job], mode: str, folder: Path, prepared: PreparedJobs) -> tuple[list[Unit], list[str]]:
+def allow_fork(unit: Unit) -> bool:
+    """Whether a stack that an earlier process of the sweep has begun may train in a forked process."""
+    job = unit.open_jobs[0]
+    try:
+        return can_fork(job.request, prepare_run(job.request).context)
+    except DlrunError:
+        # The stack will say what is wrong with the job.
+        return False
+
+
+def plan_stacks(
+    jobs: Sequence[Job], mode: str, folder: Path, prepared: PreparedJobs, processes: int = 1
+) -> tuple[list[Unit], list[str]]:
     """The stacks among new jobs, and what was chosen and why, a line for each group that could be one.
 
-    mode: sweep.stack. Jobs that are in no stack train alone.
+    mode: sweep.stack; processes: how many may train at a time. Jobs that are in no stack train alone.
     """
     groups: dict[str, list[Job]] = {}
     for job in jobs:
@@ -98,12 +119,12 @@ def plan_stacks(jobs: Sequence[Job], mode: str, folder: Path, prepared: Prepared
     for group in groups.values():
         if mode == "off" or len(group) < (FEWEST if mode == "auto" else 2):
             continue
-        size, note = _choose_stack_size(group, mode, prepared)
-        notes.append(note)
-        for begin in range(0, len(group) if size > 1 else 0, size):
-            members = group[begin : begin + size]
+        plan = _plan_stack(group, mode, prepared, processes)
+        notes.append(plan.reason)
+        for begin in range(0, len(group) if plan.size > 1 else 0, plan.size):
+            members = group[begin : begin + plan.size]
             if len(members) > 1:
-                units.append(Unit(tuple(members), folder / _name_file(members)))
+                units.append(Unit(tuple(members), folder / _name_file(members), forks=plan.forks))
 
     return units, notes
 
@@ -114,39 +135,61 @@ def _name_file(jobs: Sequence[Job]) -> str:
     return _FILES.replace("*", digest[:12])
 
 
-def _choose_stack_size(group: Sequence[Job], mode: str, prepared: PreparedJobs) -> tuple[int, str]:
-    """The number of jobs of a group that train together, 1 for none, and a line that says why."""
+@dataclass(frozen=True)
+class _Plan:
+    """How many jobs of a group train together, 1 for none, and a line that says why."""
+
+    size: int
+    reason: str
+    # Whether its stacks train in forked processes.
+    forks: bool = False
+
+
+def _plan_stack(group: Sequence[Job], mode: str, prepared: PreparedJobs, processes: int) -> _Plan:
+    """Choose what stacks a group of jobs becomes."""
     count = len(group)
     if has_own_code(group[0]):
         # That code may end its process, which is the process of the whole sweep.
         if mode == "auto":
-            return 1, "not stacked: code of your own takes part (sweep.stack=on stacks it nevertheless)"
-        return count, f"{count} runs train as one stack, as sweep.stack=on asks"
+            return _Plan(1, "not stacked: code of your own takes part (sweep.stack=on stacks it nevertheless)")
+        return _Plan(count, f"{count} runs train as one stack, as sweep.stack=on asks")
 
     try:
         prepared_job = prepared.by_key.get(group[0].key)
         context = prepare_run(group[0].request).context if prepared_job is None else prepared_job.context
         obstacle = choice.find_obstacle(context)
         if obstacle is not None:
-            return 1, f"not stacked: {obstacle}"
+            return _Plan(1, f"not stacked: {obstacle}")
         # What does not fit into the memory at once becomes several stacks.
-        size = min(count, choice.count_fitting(context))
+        most = choice.count_fitting(context)
+        size = min(count, most)
         if mode == "on":
-            return size, f"{count} runs train as one stack, as sweep.stack=on asks"
+            return _Plan(size, f"{count} runs train as one stack, as sweep.stack=on asks")
         if not has_chain(context.state.model):
-            return 1, (
+            return _Plan(
+                1,
                 f"not stacked: {type(context.state.model).__name__} is no chain of layers that are known to be "
-                "faster that way (sweep.stack=on tries)"
+                "faster that way (sweep.stack=on tries)",
             )
         if choice.has_batch_norm(context.state.model):
-            return 1, "not stacked: batch norm magnifies rounding (sweep.stack=on stacks it nevertheless)"
+            return _Plan(1, "not stacked: batch norm magnifies rounding (sweep.stack=on stacks it nevertheless)")
         trial = choice.time_steps(context, size)
     except DlrunError as error:
-        return 1, f"not stacked: {error}"
+        return _Plan(1, f"not stacked: {error}")
 
     if not trial.pays:
-        return 1, f"not stacked: {trial.describe()}"
-    return (
-        size,
-        f"{count} runs train as one stack: {trial.describe()} (sweep.stack=off: equal to the bit to runs alone)",
-    )
+        return _Plan(1, f"not stacked: {trial.describe()}")
+
+    # Forked processes compute in one thread each.
+    threads = group[0].request.config["device"]["num_threads"]
+    is_long = trial.estimate_training(context) + count * _FOLDER_SECONDS >= _FEWEST_SECONDS
+    forks = processes > 1 and threads in (None, 1) and is_long and most >= processes * count
+    if forks and can_fork(group[0].request, context):
+        parts = max(1, min(processes, count // _FEWEST_IN_PROCESS))
+        shape = "one stack" if parts == 1 else f"{parts} stacks at a time"
+        size = math.ceil(count / parts)
+    else:
+        forks = False
+        shape = "one stack"
+    reason = f"{count} runs train as {shape}: {trial.describe()} (sweep.stack=off: equal to the bit to runs alone)"
+    return _Plan(size, reason, forks)

@@ -14,11 +14,14 @@ from dlrun.core.search_path import drop_child_flag
 from dlrun.experiment.builder import data_cache
 from dlrun.sweep.engines import Outcome, run_unit
 from dlrun.sweep.jobs import Job
-from dlrun.sweep.stacks import Unit
+from dlrun.sweep.stacks import PreparedJobs, Unit
 
 
-def run_in_process(unit: Unit, results: Connection, threads: int) -> None:
-    """Run one job, or a stack, and send to `results` each job's key with its Outcome, and lines for the user."""
+def run_in_process(unit: Unit, results: Connection, threads: int, prepared: PreparedJobs | None = None) -> None:
+    """Run one job, or a stack, and send to `results` each job's key with its Outcome, and lines for the user.
+
+    prepared: jobs that were built before this process was forked.
+    """
     # Leave the terminal's process group: Ctrl-C reaches the sweep, which signals each job once.
     os.setpgid(0, 0)
 
@@ -34,11 +37,11 @@ def run_in_process(unit: Unit, results: Connection, threads: int) -> None:
         os.dup2(devnull, stream.fileno() if hasattr(stream, "fileno") else 1)
 
     torch.set_num_threads(threads)
-    _run_interruptibly(unit, results)
+    _run_interruptibly(unit, results, prepared)
     results.close()
 
 
-def _run_interruptibly(unit: Unit, results: Connection) -> None:
+def _run_interruptibly(unit: Unit, results: Connection, prepared: PreparedJobs | None) -> None:
     """Run the unit with the stop signals unblocked, which the fork server blocks."""
     sent_keys = set[str]()
 
@@ -55,7 +58,7 @@ def _run_interruptibly(unit: Unit, results: Connection) -> None:
                 set_mask(signal.SIG_UNBLOCK, signals.STOP_SIGNALS)
             # The runs of a stack share their data.
             with data_cache.share_data():
-                run_unit(unit, report, results.send)
+                run_unit(unit, report, results.send, prepared)
     except KeyboardInterrupt as interrupt:
         # The signal came before the run handled signals itself.
         for job in unit.open_jobs:

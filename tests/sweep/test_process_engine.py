@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from dlrun.sweep import process_engine
+from dlrun.sweep.stacks import Unit
 
 
 class _FakeWatcher:
@@ -30,8 +31,8 @@ def test_auto_runs_several_at_a_time_once_a_run_took_long(
     seconds: float, here: int, apart: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [0.0]
-    ran: list[int] = []
-    in_processes: list[int] = []
+    ran: list[Unit] = []
+    in_processes: list[Unit] = []
 
     class Here:
         is_continuing = True
@@ -57,7 +58,7 @@ def test_auto_runs_several_at_a_time_once_a_run_took_long(
     monkeypatch.setattr(process_engine.torch, "get_num_threads", lambda: 1)
     monkeypatch.setattr(process_engine, "count_cores", lambda: 2)
     watcher = _FakeWatcher()
-    units: Any = list(range(4))
+    units: Any = [Unit((number,)) for number in range(4)]  # type: ignore[arg-type]
     assert process_engine.Adaptive(Here(), 2).run(units, watcher) == 0  # type: ignore[arg-type]
     assert (len(ran), len(in_processes)) == (here, apart)
     assert [*ran, *in_processes] == units

@@ -1,18 +1,23 @@
 """Jobs of a sweep that train as one stack: equal to runs alone, recorded like them, and killed like them."""
 
+import contextlib
 import json
 import math
+import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dlrun.core.forks import HAS_FORKS
+from dlrun.engine.device import count_cores
 from dlrun.runs import checkpoint
 from dlrun.runs.tensorboard import read_scalars
+from dlrun.sweep import runner, stacks
 from dlrun.sweep.stacks import find_begun_stacks
 
 pytestmark = pytest.mark.usefixtures("comparison_without_pictures")
@@ -289,6 +294,121 @@ def test_folders_that_several_processes_write_survive_a_kill(
         # Each process counts the threads of the training, not its own.
         names = [json.loads((run / "environment.json").read_text())["threads"] for run in (path, other)]
         assert names[0] == names[1]
+
+
+# Long enough to be shared out among the cores.
+SIXTEEN = ("-m", *MLP, "data.batch_size=8", "trainer.epochs=60", "optimizer.lr=0.01,0.1", "seed=range(8)")
+
+
+@pytest.fixture
+def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "count_cores", lambda: 2)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("two_cores")
+def test_long_stacks_are_split_among_forked_processes(
+    dlrun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(stacks, "_FEWEST_SECONDS", 0.0)
+    outcome = dlrun(*SIXTEEN, "trainer.epochs=3", "sweep.dir=split")
+    assert outcome.code == 0, outcome.err
+    assert "16 runs train as 2 stacks at a time: a step of all takes" in outcome.out
+    assert "16 of 16 runs finished" in outcome.out
+    assert not list((tmp_path / "split").glob("stack_*"))
+
+    # Each half equals the same runs as one stack, to the bit.
+    for rate in ("0.01", "0.1"):
+        words = (*SIXTEEN, "trainer.epochs=3", f"optimizer.lr={rate}", "sweep.stack=on", f"sweep.dir=lr{rate}")
+        assert dlrun(*words).code == 0
+        runs = {path.name.partition("_")[2]: path for path in list_runs(tmp_path / "split")}
+        for alone in list_runs(tmp_path / f"lr{rate}"):
+            split = runs[f"optimizer.lr={rate},{alone.name.partition('_')[2]}"]
+            assert read_result(split)["stacked"] == 8
+            assert read_result(split)["weights_sha256"] == read_result(alone)["weights_sha256"]
+
+    # Code of one's own may end a process, more threads than one do not survive a fork, and jobs=1 is one process.
+    for word in ("device.num_threads=2", "sweep.jobs=1", "sweep.stack=on"):
+        assert "16 runs train as one stack" in dlrun(*SIXTEEN, word, "sweep.dry_run=true").out
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("two_cores")
+def test_short_stacks_are_not_split(dlrun: Callable[..., Any]) -> None:
+    outcome = dlrun(*SIXTEEN, "trainer.epochs=1", "sweep.dry_run=true")
+    assert "16 runs train as one stack: " in outcome.out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(count_cores() < 2, reason="one core")
+@pytest.mark.skipif(not HAS_FORKS, reason="no forks on this system")
+def test_forked_stacks_that_are_killed_end_as_ones_that_are_not(
+    command: Callable[..., Any], warm: Any, tmp_path: Path
+) -> None:
+    """The sweep is killed, then stopped; then one of its processes is killed, which costs the runs of its stack."""
+    words = (*SIXTEEN, "trainer.epochs=250")
+    reference = command(*words, "sweep.dir=whole")
+    assert reference.code == 0, reference.err
+    assert "16 runs train as " in reference.out
+    assert " stacks at a time" in reference.out
+
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        process = start_and_await_save(warm, words, tmp_path)
+        forks = list_children(process.pid)
+        assert len(forks) >= 2
+        process.send_signal(number)
+        code = process.wait(60)
+        assert code == (-number if number == signal.SIGKILL else 128 + number)
+        # None outlives the sweep, in whose folder the next one will write.
+        deadline = time.monotonic() + 5
+        while any(map(is_running, forks)) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not any(map(is_running, forks))
+
+    process = start_and_await_save(warm, words, tmp_path)
+    os.kill(list_children(process.pid)[0], signal.SIGKILL)
+    assert process.wait(60) == 1
+    statuses = dlrun_statuses(tmp_path / "killed")
+    assert statuses.count("completed") == 16 - 8
+
+    last = command(*words, "sweep.dir=killed")
+    assert last.code == 0, last.err
+    runs = list_runs(tmp_path / "whole")
+    assert len(runs) == 16
+    for path in runs:
+        other = tmp_path / "killed" / path.name
+        for name in ("fingerprints.jsonl", "metrics.jsonl"):
+            assert (path / name).read_text() == (other / name).read_text(), (path.name, name)
+        assert read_result(path)["weights_sha256"] == read_result(other)["weights_sha256"]
+    assert not list((tmp_path / "killed").glob("stack_*"))
+
+
+def start_and_await_save(warm: Any, words: Sequence[str], folder: Path) -> Any:
+    """Start a sweep, and wait until each of its stacks has been saved anew."""
+    times = [path.stat().st_mtime for path in folder.glob("killed/stack_*.pt")]
+    process = warm.start("-m", "dlrun", *words, "sweep.dir=killed", cwd=folder)
+    while process.poll() is None:
+        saved = [path.stat().st_mtime for path in folder.glob("killed/stack_*.pt")]
+        if len(saved) >= 2 and min(saved) > max(times, default=0.0) and len(list_children(process.pid)) >= 2:
+            break
+        time.sleep(0.01)
+    return process
+
+
+def list_children(parent: int) -> list[int]:
+    """The processes that a process has forked, by Linux's own list."""
+    numbers: list[int] = []
+    for path in Path(f"/proc/{parent}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            numbers += map(int, path.read_text().split())
+    return numbers
+
+
+def is_running(process: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return False
 
 
 def read_save_time(folder: Path) -> float | None:

@@ -104,6 +104,13 @@ class Trial:
         """Whether the stack is faster beyond doubt."""
         return self.alone_seconds > _LEAST_SPEEDUP * self.stacked_seconds
 
+    def estimate_training(self, context: RunContext) -> float:
+        """Seconds of all steps of the stack, if none of its runs ends early."""
+        rules = context.state.stop_rules
+        steps = len(context.state.train) * rules.epochs
+        most = rules.max_steps
+        return self.stacked_seconds * (steps if most is None else min(steps, most))
+
     def describe(self) -> str:
         """Describe both times in words."""
         return (

@@ -4,6 +4,7 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,18 @@ def prepare_run(
         lock = stack.enter_context(Lock())
         context = setup.prepare_run(request, stack, SINGLE_PROCESS, lock)
         return StackedRun(request, context, device.get_rng_state())
+
+
+def can_fork(request: Request, context: RunContext) -> bool:
+    """Whether a forked process can train or record a run: on a CPU, and without code of the user's own."""
+    is_initialized: Callable[[], bool] = torch.cuda.is_initialized
+    if not HAS_FORKS or context.runtime.device.type != "cpu" or is_initialized():
+        return False
+    if find_own_modules(request.config):
+        return False
+    # Other loggers and scikit-learn have threads, which a fork leaves behind.
+    loggers = context.loggers.values()
+    return not context.settings.tracking.simple_models and all(type(logger) is TensorBoardLogger for logger in loggers)
 
 
 class Stack:
@@ -169,7 +182,7 @@ class Stack:
         numbers = [self.find_number(member) for member in members]
         numbers = [number for number in numbers if not self.is_recorded[number]]
         with device.compute_in_one_thread():
-            if len(numbers) >= _FEWEST_TO_SHARE and all(map(self.can_fork, numbers)):
+            if len(numbers) >= _FEWEST_TO_SHARE and all(map(self.can_record_in_fork, numbers)):
                 self.record_in_forks(numbers)
             else:
                 self.record_one_by_one(numbers)
@@ -199,25 +212,22 @@ class Stack:
             is_verified.add(number)
             return code
 
-        with Forks(record, numbers, _PROCESSES_PER_CORE * device.count_cores()) as forks:
-            # The pictures of the sweep come next, and this process would only wait.
-            canvas.load()
+        # A process of the sweep has one core as its share.
+        is_child = parent_process() is not None
+        cores = 1 if is_child else device.count_cores()
+        with Forks(record, numbers, _PROCESSES_PER_CORE * cores) as forks:
+            if not is_child:
+                # The pictures of the sweep come next, and this process would only wait.
+                canvas.load()
             for number, (code, error) in zip(numbers, forks, strict=True):
                 self.end_run(number, 1 if error is not None else code, error)
                 if self.is_stopping:
                     return
 
-    def can_fork(self, number: int) -> bool:
-        """Whether a forked process can record a run: one that has failed, or has code of the user's own, stays here."""
+    def can_record_in_fork(self, number: int) -> bool:
+        """Whether a forked process can record a run: one that has failed stays here."""
         run = self.runs[number]
-        is_initialized: Callable[[], bool] = torch.cuda.is_initialized
-        if not HAS_FORKS or run.context.runtime.device.type != "cpu" or is_initialized():
-            return False
-        if run.member.error is not None or find_own_modules(run.request.config):
-            return False
-        # Other loggers and scikit-learn have threads, which a fork leaves behind.
-        loggers = run.context.loggers.values()
-        return not run.settings.tracking.simple_models and all(type(logger) is TensorBoardLogger for logger in loggers)
+        return run.member.error is None and can_fork(run.request, run.context)
 
     def end_run(self, number: int, code: int, error: BaseException | None) -> None:
         """Report a run whose folder is written, or could not be."""
