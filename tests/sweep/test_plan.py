@@ -103,3 +103,20 @@ def test_batches_go_once_through_the_models_that_differ_in_seed_and_rate(
     refused = dlrun("-m", *TINY, "optimizer.lr=0.1,-1", "sweep.dry_run=true")
     assert refused.code == 2
     assert "optimizer.lr=-1" in refused.err
+
+
+def test_a_download_that_fails_is_tried_once_for_all_points(
+    dlrun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    addresses: list[str] = []
+
+    def fail(address: str, *_: Any, **__: Any) -> None:
+        addresses.append(address)
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr("requests.get", fail)
+    outcome = dlrun("-m", "data=diabetes", "model=mlp", "seed=range(5)", "paths.data=empty", "sweep.dir=s")
+    assert outcome.code == 2
+    assert "no route to host" in outcome.err
+    assert len(addresses) == 1
+    assert not list(tmp_path.glob("s"))
