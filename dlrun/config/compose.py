@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -82,6 +82,12 @@ def register() -> None:
 
     if not OmegaConf.has_resolver("dlrun.folder_name"):
         OmegaConf.register_new_resolver("dlrun.folder_name", format_folder_name)
+        OmegaConf.register_new_resolver("dlrun.choose", _choose)
+
+
+def _choose(choice: str, options: Mapping[str, str], default: str) -> str:
+    """The option that goes with a choice of another group, for a defaults list."""
+    return options.get(choice, default)
 
 
 # Words and flags

@@ -470,7 +470,8 @@ def _run_preflight(settings: Settings, runtime: Runtime, state: TrainState, note
 
     values = sum(layer.values for layer in layers)
     moments = checks.count_moments(state.optimizer)
-    estimate = memory.estimate_memory(model, moments, values, settings, runtime.ranks.world_size)
+    rows = min(settings.data.keys.batch_size, state.train.order.rows)
+    estimate = memory.estimate_memory(model, moments, values, settings, runtime.ranks.world_size, rows)
     notes += memory.note_shortage(estimate, settings, runtime.device)
 
     outputs = Path(settings.paths.outputs)

@@ -31,7 +31,7 @@ def write_houses(path: Path, count: int = 200, seed: int = 0) -> None:
 def houses(dlrun: Callable, tmp_path: Path) -> Path:
     """A trained regression."""
     write_houses(tmp_path / "houses.csv")
-    outcome = dlrun(*HOUSES, "trainer.epochs=40", "optimizer.lr=0.03", "hydra.run.dir=run")
+    outcome = dlrun(*HOUSES, "hydra.run.dir=run")
     assert outcome.code == 0, outcome.err
     return tmp_path / "run"
 
@@ -66,6 +66,27 @@ def test_prices_are_learnt_and_told_in_their_own_unit(dlrun: Callable, houses: P
     assert metrics["test/r2"] > best - 0.005
     # The mean of the training rows, as sklearn's DummyRegressor.
     assert result["baseline"]["test/mae"] == pytest.approx(np.abs(y[tested] - y[~tested].mean()).mean(), rel=0.02)
+
+
+@pytest.mark.slow
+def test_classes_that_a_line_tells_apart_are_learnt_without_a_word_on_how(dlrun: Callable, tmp_path: Path) -> None:
+    rows = 500
+    draw = np.random.default_rng(0)
+    area = draw.normal(120, 40, rows)
+    town = draw.choice(["Bern", "Chur", "Zug"], rows)
+    # Half of the area is the same column again, and one-hot towns add up to 1.
+    score = (area - 120) / 40 + 1.5 * (town == "Zug") + draw.normal(0, 0.3, rows)
+    price = np.array(["low", "mid", "high"])[np.digitize(score, [0, 1])]
+    lines = [f"{a:.1f},{a / 2:.2f},{t},{p}" for a, t, p in zip(area, town, price, strict=True)]
+    (tmp_path / "t.csv").write_text("\n".join(["area,half,town,price", *lines]))
+    words = ("data=table", "data.path=t.csv", "model=logistic", "tracking.simple_models=true", "hydra.run.dir=run")
+    outcome = dlrun(*words, *QUIET)
+    assert outcome.code == 0, outcome.err
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    # On these very rows.
+    best = result["simple_models"]["logistic regression"]["test/accuracy"]
+    assert result["metrics"]["test/accuracy"] > best - 0.03
+    assert best > 0.7
 
 
 @pytest.mark.slow

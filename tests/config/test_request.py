@@ -70,3 +70,30 @@ def test_values_in_letters_of_any_language_need_no_quotes(dlrun: Callable, tmp_p
     assert outcome.code == 0, outcome.err
     assert dlrun("eval", "结果", "data.path=花.csv", "figures=false").code == 0
     assert dlrun("resume", "结果", "trainer.max_steps=4").code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "optimizer", "lr", "rows"),
+    [
+        (["model=linear"], "lbfgs_full", 1.0, 65536),
+        (["model=logistic", "data.batch_size=32", "optimizer.lr=0.5"], "lbfgs_full", 0.5, 32),
+        (["model=linear", "optimizer=adamw"], "adamw", 0.001, 64),
+        (["model=linear", "optimizer=lbfgs"], "lbfgs", 1.0, 64),
+        (["model=mlp"], "adamw", 0.001, 64),
+        ([], "adamw", 0.001, 64),
+    ],
+)
+@pytest.mark.parametrize("data", ["table", "csv"])
+def test_the_optimizer_of_a_table_goes_with_the_model(
+    data: str, words: list[str], optimizer: str, lr: float, rows: int
+) -> None:
+    (composed,) = request.from_command_line([f"data={data}", "data.path=x.csv", *words])
+    assert composed.choices["optimizer"] == optimizer
+    assert composed.config["optimizer"]["lr"] == lr
+    assert composed.config["data"]["batch_size"] == rows
+    assert composed.config["trainer"]["epochs"] == 200
+
+
+def test_each_point_of_a_sweep_over_models_has_the_optimizer_of_its_model() -> None:
+    requests = request.from_command_line(["-m", "data=table", "data.path=x.csv", "model=linear,tabular"])
+    assert [one.choices["optimizer"] for one in requests] == ["lbfgs_full", "adamw"]

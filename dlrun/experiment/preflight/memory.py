@@ -30,13 +30,16 @@ class Estimate:
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
-def estimate_memory(model: nn.Module, moments: float, values: int, settings: Settings, world_size: int = 1) -> Estimate:
+def estimate_memory(
+    model: nn.Module, moments: float, values: int, settings: Settings, world_size: int = 1, rows: int | None = None
+) -> Estimate:
     """Estimate the bytes that a training step holds on one device.
 
     With device.strategy=fsdp2 gradients and optimizer are shared out; the weights are whole in every evaluation.
 
     moments: numbers that the optimizer keeps for each trained one. values: numbers that the layers put out for one
-    sample, each kept for the backward pass, in the precision of the forward pass.
+    sample, each kept for the backward pass, in the precision of the forward pass. rows: of the largest batch, where the
+    training rows do not fill data.batch_size.
     """
     weights = count_bytes([*model.parameters(), *model.buffers()])
     trainable_bytes = count_bytes(p for p in model.parameters() if p.requires_grad)
@@ -57,7 +60,7 @@ def estimate_memory(model: nn.Module, moments: float, values: int, settings: Set
         weights=weights,
         gradients=trainable_bytes,
         optimizer=int(trainable_bytes * moments),
-        activations=values * settings.data.keys.batch_size * bytes_per_value,
+        activations=values * (rows or settings.data.keys.batch_size) * bytes_per_value,
     )
 
 

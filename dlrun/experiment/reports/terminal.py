@@ -139,11 +139,12 @@ def _describe_needs(context: RunContext) -> list[tuple[str, str]]:
         return []
 
     settings = context.settings
+    rows = min(settings.data.keys.batch_size, context.state.train.order.rows)
     sizes = {
         "weights": estimate.weights,
         "gradients": estimate.gradients,
         "optimizer": estimate.optimizer,
-        f"activations of {settings.data.keys.batch_size} rows": estimate.activations,
+        f"activations of {rows} rows": estimate.activations,
     }
     memory = ", ".join(f"{name} {_format_size(size)}" for name, size in sizes.items())
     checkpoint = _format_size(estimate_checkpoint_bytes(context.state.model, context.state.optimizer))

@@ -85,6 +85,9 @@ def test_the_activations_are_what_the_layers_put_out(dlrun: Callable[..., Any]) 
     outcome = dlrun("check", "model=mlp", "model.activation=sigmoid", "data.batch_size=1000", "data.image_size=8")
     activation_bytes = 1000 * (64 + 128 + 128 + 10) * 4  # flattened, hidden before and after the sigmoid, output
     assert f"activations of 1000 rows {activation_bytes / 2**20:.1f} MB" in outcome.out
+    # No batch is larger than the training part.
+    outcome = dlrun("check", "data=line", "model=linear", "optimizer=lbfgs_full")
+    assert "activations of 500 rows 2.0 kB" in outcome.out
 
 
 def test_a_step_that_may_not_fit_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
