@@ -39,7 +39,7 @@ CUT = {
         "trainer.log_every_steps=50",
         # A step of its line search with 20 iterations takes as long as 50 steps of another optimizer.
         "sweep.points=["
-        "'optimizer=glob(*,exclude=[exhaustive,numeric_gradient,lbfgs])',"
+        "'optimizer=glob(*,exclude=[exhaustive,numeric_gradient,lbfgs,lbfgs_full])',"
         "'optimizer=lbfgs optimizer.line_search_fn=strong_wolfe optimizer.max_iter=2']",
     ),
     "overfitting": ("trainer.epochs=20", "checkpoint.every_epochs=20"),
