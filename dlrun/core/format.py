@@ -1,4 +1,4 @@
-"""Values as text: names of run folders."""
+"""Values as text: names of run folders, and counts of things."""
 
 import re
 
@@ -8,6 +8,13 @@ _MOST_BYTES = 200
 def count_digits(count: int) -> int:
     """Digits of the largest of `count` numbers from 0: with as many in all of them, names sort as the numbers do."""
     return len(str(max(count - 1, 0)))
+
+
+def format_count(count: int, noun: str) -> str:
+    """How many of a thing there are: 1 row, 2,000 rows, 3 classes, 4 boxes, 2 series."""
+    if count == 1 or noun.endswith("series"):
+        return f"{count:,} {noun}"
+    return f"{count:,} {noun}{'es' if noun.endswith(('s', 'x')) else 's'}"
 
 
 def format_folder_name(text: str, longest: int = 100) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dlrun.core.errors import DataError, ErrorList, join_names
+from dlrun.core.format import format_count
 from dlrun.data.datasets import Rows, partition
 from dlrun.data.files.numpy_files import ArrayFiles, Numbers, open_files
 from dlrun.data.origin import Origin
@@ -402,7 +403,8 @@ def _find_class_numbers(
         )
     if class_names is not None and len(class_names) != len(numbers):
         raise DataError(
-            f"data.class_names has {len(class_names)} names, and {path.name} {len(numbers)} classes; name each"
+            f"data.class_names has {format_count(len(class_names), 'name')}, and {path.name} "
+            f"{format_count(len(numbers), 'class')}; name each"
         )
 
     listed = join_names([str(number) for number in numbers], most=6)
@@ -434,7 +436,7 @@ def _read_targets(
     any_number: class numbers need not count from 0.
     """
     if len(x) != len(y):
-        raise DataError(f"{path} has {len(y):,} rows, and {x_path.name} {len(x):,}; write as many")
+        raise DataError(f"{path} has {format_count(len(y), 'row')}, and {x_path.name} {len(x):,}; write as many")
     if y.ndim > 2:
         raise DataError(
             f"{path} has shape {y.shape}; write (rows,), or (rows, columns) for regression and multilabel: an answer "
@@ -518,14 +520,17 @@ def _read_labels(y: Numbers, path: Path, task: TaskName, any_number: bool) -> tu
 def _name_classes(targets: Tensor, task: TaskName, class_names: list[str] | None, path: Path) -> tuple[str, ...]:
     count = 2 if task == "binary" else int(targets.max()) + 1
     if class_names is not None and (len(class_names) < count or (task == "binary" and len(class_names) > 2)):
-        raise DataError(f"data.class_names has {len(class_names)} names, and {path.name} {count} classes; name each")
+        raise DataError(
+            f"data.class_names has {format_count(len(class_names), 'name')}, and {path.name} {count} classes; name each"
+        )
     return tuple(class_names or (str(i) for i in range(count)))
 
 
 def _name_labels(count: int, class_names: list[str] | None, path: Path) -> tuple[str, ...]:
     if class_names is not None and len(class_names) != count:
         raise DataError(
-            f"data.class_names has {len(class_names)} names, and {path.name} {count} columns of labels; name each"
+            f"data.class_names has {format_count(len(class_names), 'name')}, and {path.name} {count} columns of "
+            "labels; name each"
         )
     return tuple(class_names or (str(number) for number in range(count)))
 

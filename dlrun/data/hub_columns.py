@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from dlrun.core.errors import DataError, RequestError, join_names
+from dlrun.core.format import format_count
 from dlrun.data.columns.kinds import ID_NAME
 from dlrun.data.columns.reading import TableFile, from_frame
 from dlrun.data.files.numpy_files import Numbers
@@ -155,8 +156,8 @@ def read_part(part: HubPart, columns: Sequence[str], class_names: Mapping[str, S
         secret = [row for row, number in enumerate(numbers) if number == -1]
         if secret:
             raise DataError(
-                f"{part.name}: {len(secret):,} rows have no class (-1 in {column}), the first in row {secret[0]}; "
-                f"leave them out by dataset.filter(lambda row: row['{column}'] >= 0), and save that"
+                f"{part.name}: {format_count(len(secret), 'row')} without a class (-1 in {column}), the first in row "
+                f"{secret[0]}; leave such rows out by dataset.filter(lambda row: row['{column}'] >= 0), and save that"
             )
         frame[column] = [name_class(number, names) for number in numbers]
     file = from_frame(Path(part.name), frame, "")

@@ -258,7 +258,12 @@ def _choose_columns(
         inputs, left_out = choose_table_columns(features, inputs, targets)
         inputs = [name for name in inputs if name not in targets]
         if left_out:
-            notes = (f"{path}: {join_names(left_out)} cannot be columns of a table, and were left out.",)
+            cannot = (
+                "cannot be a column of a table, and was"
+                if len(left_out) == 1
+                else "cannot be columns of a table, and were"
+            )
+            notes = (f"{path}: {join_names(left_out)} {cannot} left out.",)
 
     parts = {part: HubPart(f"{path}[{name}]", splits[name]) for part, name in chosen.items()}
     for source in parts.values():

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dlrun.core.errors import DataError, RequestError
+from dlrun.core.format import format_count
 from dlrun.data.files.download import fetch_course_table
 from dlrun.data.files.table import Table, read_table
 from dlrun.data.origin import Origin
@@ -48,7 +49,8 @@ def names(root: str) -> Splits:
     notes = []
     rewritten = sum(_to_ascii(name) != name.strip() for name in all_names)
     if rewritten:
-        notes.append(f"{rewritten} names were rewritten in ASCII: accents dropped, other characters '?'.")
+        which = "1 name was" if rewritten == 1 else f"{rewritten} names were"
+        notes.append(f"{which} rewritten in ASCII: accents dropped, other characters '?'.")
 
     # Names that occur in both parts make the test accuracy look better than it is.
     train_names = {name.strip() for name in train.columns[0]}
@@ -107,7 +109,8 @@ def _read_names(root: str, file: str, sha256: str) -> Table:
     table = read_table(fetch_course_table("names", root, file, sha256), header=False)
     if len(table.names) != 2:
         raise DataError(
-            f"{table.path}, line {table.lines[0]}: {len(table.names)} columns, where a name and a country are expected"
+            f"{table.path}, line {table.lines[0]}: {format_count(len(table.names), 'column')}, "
+            f"where a name and a country are expected"
         )
 
     for what, cells in zip(("name", "country"), table.columns, strict=True):

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dlrun.core.errors import DataError, RequestError, join_names
+from dlrun.core.format import format_count
 from dlrun.core.suggest import did_you_mean
 from dlrun.data.clock import choose_cycles, from_local, get_zone, name_offset, parse_offsets
 from dlrun.data.columns.cells import choose_day_first, is_gap, parse_column
@@ -337,7 +338,8 @@ def read_columns(
                 raise RequestError(f"data.features names column '{table.names[position]}', which is the time or group")
 
     if left_out:
-        notes.append(f"left out, as they are no numbers: {join_names(left_out)}.")
+        reason = "it is no number" if len(left_out) == 1 else "they are no numbers"
+        notes.append(f"left out, as {reason}: {join_names(left_out)}.")
 
     feature_names = [table.names[position] for position in (*targets, *inputs)]
     time_name = None if time_position is None else table.names[time_position]
@@ -364,7 +366,9 @@ def _match_columns(path: Path, text_format: TextFormat, saved: SeriesPreprocessi
         return file, columns
 
     if max(saved.indices.values()) >= len(table.names):
-        raise DataError(f"{path} has {len(table.names)} columns, and the model takes {join_names(used_columns)}")
+        raise DataError(
+            f"{path} has {format_count(len(table.names), 'column')}, and the model takes {join_names(used_columns)}"
+        )
     names = list(table.names)
     for name, position in saved.indices.items():
         names[position] = name
@@ -701,7 +705,10 @@ def _split(
         end = timeline.times[part_of_row == 2].max()
         texts.append(f"ends at {timeline.steps.format(end)}")
     if texts:
-        left_out = f"; {left_out_count:,} windows with targets on both sides are left out" if left_out_count else ""
+        left_out = ""
+        if left_out_count:
+            verb = "is" if left_out_count == 1 else "are"
+            left_out = f"; {format_count(left_out_count, 'window')} with targets on both sides {verb} left out"
         notes.append(f"{' and '.join(texts)}, in time{left_out}.")
 
     # An empty part has no metrics, which its user should know.
@@ -821,6 +828,11 @@ def _describe_gaps(
         count = int(empty.sum())
         targets = int((~known_targets).sum())
         note = f"{count:,} empty cells of inputs take the value before them"
+        if count == 1:
+            note = "1 empty cell of the inputs takes the value before it"
         if np.isnan(filled).any():
             note += ", and windows that begin before there is one are left out"
-        yield note + (f"; windows with one of {targets:,} empty targets are left out." if targets else ".")
+        if targets:
+            which = "the empty target" if targets == 1 else f"one of {targets:,} empty targets"
+            note += f"; windows with {which} are left out"
+        yield f"{note}."

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from dlrun.core.errors import DataError, MisfitError, RequestError
+from dlrun.core.format import format_count
 from dlrun.core.suggest import did_you_mean
 from dlrun.data.columns.cells import (
     Cells,
@@ -303,8 +304,8 @@ def _read_beside(main: TableFile, path: Path, text_format: TextFormat, key: str)
     if not main.table.has_header:
         if len(other_file.table.names) != len(main.table.names):
             raise DataError(
-                f"{path} has {len(other_file.table.names)} columns, and {main.table.path} {len(main.table.names)}; "
-                f"name another file by {key}"
+                f"{path} has {format_count(len(other_file.table.names), 'column')}, and {main.table.path} "
+                f"{len(main.table.names)}; name another file by {key}"
             )
         return other_file
 
@@ -685,7 +686,7 @@ def raise_troubles(file: TableFile, troubles: Sequence[Trouble], advice: str = "
 
     more = len(troubles) - MOST_TROUBLES
     if more > 0:
-        texts.append(f"and {more:,} more cells")
+        texts.append(f"and {format_count(more, 'more cell')}")
     raise DataError(f"{'; '.join(texts)}; {advice}")
 
 

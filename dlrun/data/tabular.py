@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from dlrun.core.errors import DataError, RequestError
+from dlrun.core.format import format_count
 from dlrun.data.datasets import RowIndices, partition, partition_by_class
 from dlrun.data.files.download import fetch_course_table
 from dlrun.data.files.table import Numbers, Table, parse_numbers, read_table
@@ -48,7 +49,8 @@ def diabetes(root: str, test_fraction: float = 0.2, normalize: bool = False, see
     table = read_table(path, header=False)
     if len(table.names) != 9:
         raise DataError(
-            f"{path} has {len(table.names)} columns, not the 9 of the diabetes table: delete it and run again"
+            f"{path} has {format_count(len(table.names), 'column')}, not the 9 of the diabetes table: "
+            "delete it and run again"
         )
     return _build_splits(table, [8], read_classes(table, 8, "binary"), test_fraction, normalize, seed)
 

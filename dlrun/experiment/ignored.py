@@ -12,6 +12,7 @@ from dlrun.config.overrides import get_key
 from dlrun.config.request import Request
 from dlrun.config.unheeded import format_note
 from dlrun.core.errors import join_names
+from dlrun.core.format import format_count
 from dlrun.data.batches import MemoryBatches
 from dlrun.data.spec import Splits
 from dlrun.engine.optim.exhaustive import Exhaustive
@@ -175,8 +176,8 @@ def _explain_length(context: RunContext) -> dict[str, str]:
         steps = min(steps, limits.max_steps)
     epochs = math.ceil(steps / steps_per_epoch)
 
-    steps_reason = f"the training has {_format_count(steps, 'step')}"
-    epochs_reason = f"the training has {_format_count(epochs, 'epoch')}"
+    steps_reason = f"the training has {format_count(steps, 'step')}"
+    epochs_reason = f"the training has {format_count(epochs, 'epoch')}"
     settings = context.settings
     reasons: dict[str, str] = {}
     if limits.log_every_steps > steps:
@@ -212,7 +213,7 @@ def _explain_schedule(schedule: Schedule, steps: int, steps_per_epoch: int) -> d
     length = count_scheduler_steps(steps, steps_per_epoch, schedule.interval, schedule.warmup_steps)
     if moves < length:
         return {}
-    count = _format_count(length, schedule.interval)
+    count = format_count(length, schedule.interval)
     return {"scheduler": f"it changes nothing in {count}; type a smaller {key}"}
 
 
@@ -226,10 +227,6 @@ def _find_delay(scheduler: LRScheduler) -> tuple[str, int] | None:
         # The first epoch is always better than none; the rate falls after one more than the patience.
         return "scheduler.patience", scheduler.patience + 2
     return None
-
-
-def _format_count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def _explain_device(context: RunContext) -> dict[str, str]:

@@ -200,6 +200,9 @@ def diagnose(
     new_troubles = diagnostics.diagnose_run(
         rows, final.split, predicted, final.targets, context.splits.spec, lr, metrics, context.baseline, troubles
     )
+    # Where a reason is known why it learns slowly, that is what to mend; early stopping saw the fall end.
+    if not {*troubles, *new_troubles} and len(rows) == state.stop_rules.epochs:
+        new_troubles |= diagnostics.find_unfinished_fall(rows, context.baseline)
     return notes + list(new_troubles.values())
 
 

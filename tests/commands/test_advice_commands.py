@@ -199,6 +199,9 @@ SENTENCES = [
     *diagnostics.find_overfitting(
         [{"epoch": i, "train/loss": 1.0 / i, "val/loss": 1.0 + 0.5 * (i - 1)} for i in range(1, 9)], {}
     ).values(),
+    *diagnostics.find_unfinished_fall(
+        [{"epoch": i, "train/loss": 1.0, "val/loss": 2.0 - 0.1 * i} for i in range(1, 13)], {"val/loss": 1.0}
+    ).values(),
     *diagnostics.find_nonfinite({"step": 3, "val/loss": float("nan")}, None, None).values(),
     *diagnostics.find_far_inputs(torch.full((8, 2), 500.0), DataSpec("vector", (2,), "binary", 1), True).values(),
     final_activation._explain_function("a softmax", "cross_entropy", "LogSoftmax", "nll"),

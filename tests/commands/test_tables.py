@@ -105,7 +105,7 @@ def test_eval_of_other_rows_takes_all_of_them_and_says_what_it_did(
     few = dlrun("eval", "run", "data.path=few.csv", "figures=false")
     assert few.code == 0, few.err
     assert "area, street are missing, and filled as gaps of the training table were" in " ".join(few.out.split())
-    assert "color is left out" in few.out
+    assert "color is left out: the model does not know it." in few.out
     wrong = dlrun("eval", "run", "data.path=none.csv")
     assert wrong.code == 2
     (tmp_path / "unlike.csv").write_text("a,price\n1,2\n3,4\n")

@@ -323,7 +323,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
     "empty": (lambda p: np.save(p / "x.npy", np.ones((0, 2))), {}, "x.npy holds no rows"),
     "negative": (lambda p: np.save(p / "y.npy", np.arange(10) - 1), {}, "holds classes from -1 to 8"),
     "not two": (lambda p: None, {"task": "binary"}, "data.task=binary takes 0 and 1"),
-    "names": (lambda p: None, {"class_names": ["a"]}, "class_names has 1 names, and y.npy 10 classes"),
+    "names": (lambda p: None, {"class_names": ["a"]}, "class_names has 1 name, and y.npy 10 classes"),
     "nan": (lambda p: np.save(p / "y.npy", np.full(10, np.nan)), {}, "values that are not finite"),
     "wide y": (lambda p: np.save(p / "y.npy", np.ones((10, 2, 2))), {}, r"y.npy has shape \(10, 2, 2\)"),
     "identifiers": (lambda p: np.save(p / "y.npy", np.arange(10) + 10**9), {}, "takes whole numbers from 0 to 99,999"),

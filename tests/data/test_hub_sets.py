@@ -152,7 +152,7 @@ def test_mistakes_are_sentences(folder, tmp_path):
         (
             tmp_path / "gaps.csv",
             {"target": "b", "class_names": ["x"] * 8},
-            "rows have no class .-1 in b., the first in row 2",
+            "1 row without a class .-1 in b., the first in row 2",
         ),
         (tmp_path / "ragged.json", {"target": "x", "input": "label"}, "holds List, and a row has a class or value"),
         (tmp_path / "ragged.json", {"input": "x"}, "column x holds arrays of several sizes, or gaps"),

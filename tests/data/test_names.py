@@ -85,8 +85,8 @@ def test_rewritten_names_are_told(tmp_path):
     [
         ([*TRAIN, ("", "German")], TEST, r"names_train\.csv, line 4: the name is empty"),
         ([*TRAIN, ("Li", " ")], TEST, "line 4: the country is empty"),
-        ([*TRAIN, ("Li",)], TEST, "line 4: 1 fields"),
-        ([("Kern",), ("Sato",)], TEST, "line 1: 1 columns"),
+        ([*TRAIN, ("Li",)], TEST, "line 4: 1 field,"),
+        ([("Kern",), ("Sato",)], TEST, "line 1: 1 column,"),
         (TRAIN, [*TEST, ("Li", "Chinese")], r"names_test\.csv, line 3: country 'Chinese'"),
         ([TRAIN[0], TRAIN[2]], [TEST[1]], "only one class"),
     ],

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dlrun.core.errors import DataError, join_names
+from dlrun.core.format import format_count
 from dlrun.core.suggest import did_you_mean
 from dlrun.data.columns.preprocessing import Preprocessing
 
@@ -43,9 +44,8 @@ def match_by_name(preprocessing: Preprocessing, names: Sequence[str]) -> Match:
     known = {*positions, *preprocessing.left_out, *preprocessing.targets}
     extra = [name for name in names if name not in known]
     if extra:
-        notes.append(
-            f"{join_names(extra)} {'is' if len(extra) == 1 else 'are'} left out: the model does not know them."
-        )
+        verb, pronoun = ("is", "it") if len(extra) == 1 else ("are", "them")
+        notes.append(f"{join_names(extra)} {verb} left out: the model does not know {pronoun}.")
     present = [position for position in positions.values() if position is not None]
     if present != sorted(present):
         notes.append("the columns stand in another order than in training, and were taken by name.")
@@ -74,7 +74,7 @@ def match_by_position(preprocessing: Preprocessing, count: int, has_header: bool
         return Match(positions, (), count, has_header)
     if count == len(columns):
         return Match({column.name: number for number, column in enumerate(columns)}, (), count, has_header)
-    raise DataError(f"{count} columns, where the model takes {describe_columns(preprocessing)}")
+    raise DataError(f"{format_count(count, 'column')}, where the model takes {describe_columns(preprocessing)}")
 
 
 def describe_columns(preprocessing: Preprocessing) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dlrun.core.errors import DataError, RequestError
+from dlrun.core.format import format_count
 from dlrun.core.suggest import did_you_mean
 from dlrun.data.datasets import RowIndices, check_fraction, partition
 
@@ -149,8 +150,8 @@ def _draw_classes(
     mask = np.zeros(len(rows), dtype=bool)
     mask[chosen] = True
     notes.append(
-        f"{classes} classes in {len(rows)} rows are too many for a {part} part of {len(chosen)} rows with the same mix "
-        "of classes: it was drawn at random."
+        f"{classes} classes in {len(rows)} rows are too many for a {part} part of {format_count(len(chosen), 'row')} "
+        "with the same mix of classes: it was drawn at random."
     )
     return rows[~mask], rows[mask]
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dlrun.core.errors import DataError, RequestError, join_names
+from dlrun.core.format import format_count
 from dlrun.core.suggest import did_you_mean
 from dlrun.data.columns.arrow_text import FEWEST_BYTES, read_columns
 from dlrun.data.columns.cells import as_cells, choose_decimal, is_gap
@@ -427,10 +428,12 @@ def _refuse_ragged(path: Path, lines: list[int], rows: list[list[str]], separato
     if not wrong:
         return
 
-    descriptions = [f"line {line}: {count} fields, where the others have {width}" for line, count in wrong]
+    descriptions = [
+        f"line {line}: {format_count(count, 'field')}, where the others have {width}" for line, count in wrong
+    ]
     message = f"{path}, " + "; ".join(descriptions[:MOST_TROUBLES])
     if len(descriptions) > MOST_TROUBLES:
-        message += f"; and {len(descriptions) - MOST_TROUBLES} more lines"
+        message += f"; and {format_count(len(descriptions) - MOST_TROUBLES, 'more line')}"
     advice = (
         "correct the lines" if separator is None else f"correct them, or type data.separator=… if not '{separator}'"
     )

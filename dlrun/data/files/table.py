@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from dlrun.core.csv_text import unguard_row
 from dlrun.core.errors import DataError, RequestError
+from dlrun.core.format import format_count
 from dlrun.core.suggest import build_missing_path_error, suggest_one
 
 Numbers = NDArray[np.float64]
@@ -173,7 +174,9 @@ def _parse_even_rows(path: Path, text: str, delimiter: str) -> tuple[list[int], 
     width = len(rows[0])
     for line, row in zip(lines, rows, strict=True):
         if len(row) != width:
-            raise DataError(f"{path}, line {line}: {len(row)} fields, where line {lines[0]} has {width}")
+            raise DataError(
+                f"{path}, line {line}: {format_count(len(row), 'field')}, where line {lines[0]} has {width}"
+            )
     return lines, rows
 
 

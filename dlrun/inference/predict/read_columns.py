@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dlrun.core.csv_text import unguard_row
 from dlrun.core.errors import DataError
+from dlrun.core.format import format_count
 from dlrun.core.terminal import write_error
 from dlrun.data.columns.matching import Match, has_known_names, match_by_name, match_by_position
 from dlrun.data.columns.preprocessing import Preprocessing, encode_rows
@@ -138,7 +139,7 @@ class ColumnsReader(RowReader):
             if len(cells) == match.count + 1 and not cells[-1].strip():
                 cells = cells[:-1]
             if len(cells) != match.count:
-                yield Item(name, None, error=f"{len(cells)} fields, where the table has {match.count}")
+                yield Item(name, None, error=f"{format_count(len(cells), 'field')}, where the table has {match.count}")
                 continue
             yield self._make_item(name, cells, match)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dlrun.core.errors import DataError, RequestError
+from dlrun.core.format import format_count
 from dlrun.core.terminal import write_error
 from dlrun.data.columns.reading import EXCEL, FEATHER, PARQUET, TextFormat, unescape_separator
 from dlrun.data.series import read_columns, read_timeline
@@ -74,7 +75,9 @@ class SeriesReader:
             rows = np.flatnonzero(timeline.group == number)[-fitted.window :]
             title = f"{name}: {series}" if series else name
             if len(rows) < fitted.window:
-                yield Item(title, None, error=f"{len(rows)} rows, and the model looks at {fitted.window}")
+                yield Item(
+                    title, None, error=f"{format_count(len(rows), 'row')}, and the model looks at {fitted.window}"
+                )
             elif np.isnan(values[rows]).any():
                 yield Item(title, None, error=f"a column has no value in the first of the last {fitted.window} rows")
             elif gaps[rows[1:]].any():

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dlrun.core.csv_text import unguard_row
 from dlrun.core.errors import DataError, join_names
+from dlrun.core.format import format_count
 from dlrun.core.suggest import did_you_mean
 from dlrun.data.files.table import parse_numbers
 from dlrun.data.spec import DataSpec
@@ -97,7 +98,7 @@ class TableReader(RowReader):
 
             name = name_line(word, reader.line_num)
             if len(cells) != layout.count:
-                yield Item(name, None, error=f"{len(cells)} fields, where the table has {layout.count}")
+                yield Item(name, None, error=f"{format_count(len(cells), 'field')}, where the table has {layout.count}")
                 continue
 
             label = format_label(self.spec, [cells[position].strip() for position in layout.targets])
@@ -137,7 +138,7 @@ class TableReader(RowReader):
             positions = tuple(position for position in range(count) if position not in targets)
             return Layout(positions, targets, count, has_header)
 
-        raise DataError(f"{count} columns, where the model takes {self._describe_columns()}")
+        raise DataError(f"{format_count(count, 'column')}, where the model takes {self._describe_columns()}")
 
     def _describe_columns(self) -> str:
         size = self.spec.input_size

@@ -72,7 +72,7 @@ def test_separators_that_end_lines_and_names_of_rows(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "keys", "message"),
     [
-        ("a,b\n1,2\n3\n4,5\n6,7,8\n9,1\n", {}, "line 3: 1 fields, where the others have 2; .*line 5: 3 fields"),
+        ("a,b\n1,2\n3\n4,5\n6,7,8\n9,1\n", {}, "line 3: 1 field, where the others have 2; .*line 5: 3 fields"),
         ("", {}, "is empty"),
         ("a,b\n", {"header": True}, "a header line only"),
         ("a,a\n1,2\n", {}, "two columns are named 'a'"),

@@ -63,7 +63,7 @@ def test_delimiter(tmp_path, delimiter):
     [
         ("", "t.csv", "is empty"),
         ("\n\n", "t.csv", "is empty"),
-        ("a,b\n1,2\n3\n", "t.csv", r"line 3: 1 fields, where line 1 has 2"),
+        ("a,b\n1,2\n3\n", "t.csv", r"line 3: 1 field, where line 1 has 2"),
         ("1,2\n3,4,5\n", "t.csv", r"line 2: 3 fields, where line 1 has 2"),
         ("a,a\n1,2\n", "t.csv", "two columns are named 'a'"),
         ('1,2\n3,"4\n', "t.csv", "line 2: unexpected end of data"),

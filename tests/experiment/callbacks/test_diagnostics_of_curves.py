@@ -7,7 +7,13 @@ import torch
 from torch import Tensor
 
 from dlrun.data.spec import DataSpec
-from dlrun.experiment.callbacks.diagnostics import diagnose_epoch, diagnose_run, find_divergence, is_flat
+from dlrun.experiment.callbacks.diagnostics import (
+    diagnose_epoch,
+    diagnose_run,
+    find_divergence,
+    find_unfinished_fall,
+    is_flat,
+)
 
 VALUES = DataSpec("vector", (1,), "regression", 1)
 YES_NO = DataSpec("vector", (2,), "binary", 1, class_names=("no", "yes"))
@@ -254,3 +260,44 @@ def test_one_trouble_is_not_said_twice() -> None:
     assert first.startswith("predicts")
     (second,) = diagnose([1.0, 3.0], None, None, TARGETS, metrics={"test/r2": -9.0}, baseline={"test/r2": 0.0})
     assert second.startswith("diverging")
+
+
+def test_a_validation_loss_that_falls_to_the_last_epoch_is_said_with_what_to_type() -> None:
+    falling = [1.0 - 0.03 * i for i in range(20)]
+    (sentence,) = find_unfinished_fall(rows(falling, falling), {"val/loss": 1.0}).values()
+    assert sentence == (
+        "the validation loss was still falling at the end, from 0.58 in epoch 15 to 0.43 in epoch 20; go on by dlrun "
+        "resume, or try a new run, with trainer.epochs=40"
+    )
+
+
+WAVE = [0.5 + 0.1 * (-1) ** i for i in range(20)]
+
+
+@pytest.mark.parametrize(
+    "val",
+    [
+        [1 / i for i in range(1, 21)],  # it falls by 0.02, which nobody sees
+        [1.0 - 0.003 * i for i in range(20)],
+        [loss - 0.005 * i for i, loss in enumerate(WAVE)],  # noise
+        [*[0.2] * 10, *[1.0 - 0.05 * i for i in range(10)]],  # back from a peak
+        [1.0, 0.8, 0.6, 0.4],  # too short to judge
+        [*[1.0 - 0.03 * i for i in range(19)], float("nan")],
+    ],
+)
+def test_other_ends_are_left_alone(val: list[float]) -> None:
+    assert find_unfinished_fall(rows(val, val), {"val/loss": 1.0}) == {}
+
+
+def test_without_a_validation_part_or_a_trivial_answer_a_fall_is_not_judged() -> None:
+    falling = [1.0 - 0.03 * i for i in range(20)]
+    assert find_unfinished_fall(rows(falling), {"val/loss": 1.0}) == {}
+    assert find_unfinished_fall(rows(falling, falling), {}) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("lr", "is_said"), [("1e-5", True), ("1e-3", False)])
+def test_digits_say_so_with_a_rate_that_is_too_small(dlrun: Any, lr: str, is_said: bool) -> None:
+    outcome = dlrun(f"optimizer.lr={lr}", "figures=false", "tracking.graph=false", "logger=none")
+    assert outcome.code == 0, outcome.err
+    assert ("still falling at the end" in " ".join(outcome.out.split())) == is_said

@@ -79,7 +79,7 @@ def test_a_bad_row_is_said_and_the_others_answered(dlrun: Callable, groups: Path
     rows = [json.loads(line) for line in outcome.out.splitlines()]
     assert [row.get("error") for row in rows] == [
         None,
-        "1 fields, where the table has 2",
+        "1 field, where the table has 2",
         "column 'y' holds 'z', which is no finite number",
         None,
         f"there is no such file; did you mean new.csv? this model takes {rows[-1]['error'].rpartition('takes ')[2]}",
@@ -87,14 +87,14 @@ def test_a_bad_row_is_said_and_the_others_answered(dlrun: Callable, groups: Path
     assert outcome.err == "dlrun: 3 of 5 inputs have no answer; their rows say why\n"
     table = dlrun("predict", "groups", "new.csv")
     assert table.code == 1
-    assert "1 fields" in table.out
+    assert "1 field" in table.out
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["groups"], "what is to be predicted? type dlrun predict groups INPUT"),
-        (["groups", "short.csv"], "short.csv: 1 columns, where the model takes 2 (x, y)"),
+        (["groups", "short.csv"], "short.csv: 1 column, where the model takes 2 (x, y)"),
         (["groups", "none.csv", "nowhere/"], "none of the 2 inputs could be read"),
         (["groups", "1,2", "--format", "cvs"], "did you mean format=csv?"),
         (["groups", "1,2", "--top", "0"], "top=0 must be a whole number above 0"),

@@ -57,7 +57,7 @@ def test_the_label_stands_where_the_training_had_it(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("area,room\n1,2\n", "no column rooms; did you mean room?"),
-        ("1\n", r"1 columns, where the model takes 2 \(area, rooms\)"),
+        ("1\n", r"1 column, where the model takes 2 \(area, rooms\)"),
         ("1,2,3,4\n", "4 columns"),
         ("", "is empty"),
         ("\n\n", "is empty"),
@@ -82,7 +82,7 @@ def test_a_bad_row_costs_itself_only(tmp_path: Path) -> None:
     assert [name.rpartition(":")[2] for name, *_ in rows] == ["2", "3", "4", "5", "6", "7", "9"]
     assert [error for _, error, _ in rows] == [
         [1.0, 2.0],
-        "1 fields, where the table has 2",
+        "1 field, where the table has 2",
         "column 'column_1' holds 'x', which is no finite number",
         "column 'column_1' is empty",
         "column 'column_1' holds 'nan', which is no finite number",
