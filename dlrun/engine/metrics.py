@@ -206,30 +206,24 @@ def divide(total: Tensor, count: Tensor) -> float:
 def compute_auroc(scores: Tensor, targets: Tensor) -> float:
     """Area under the ROC curve of scores (N,) for targets (N,) of 0 and 1; 0.5 if one class is missing.
 
-    Mann and Whitney's U over n0 * n1, with the mean rank for ties. NaN if a score is NaN.
+    Mann and Whitney's U over the number of pairs of a positive and a negative row. NaN if a score is NaN.
     """
     # In NumPy: of a few hundred rows each of ten torch calls takes longer than the work in it. It has no bfloat16.
     values = (scores.float() if scores.itemsize < 4 else scores).cpu().numpy()
-    order = values.argsort()
-    is_positive = targets.cpu().numpy()[order] == 1
-    n1 = int(np.count_nonzero(is_positive))
-    n0 = len(values) - n1
-    if n0 == 0 or n1 == 0:
+    is_positive = targets.cpu().numpy() == 1
+    positive = values[is_positive]
+    negative = values[~is_positive]
+    if len(positive) == 0 or len(negative) == 0:
         return 0.5
-    ordered = values[order]
+
+    # Two short sorts and a search take less time than one order of all rows.
+    positive.sort()
+    negative.sort()
     # NaN is sorted behind everything else.
-    if np.isnan(ordered[-1]):
+    if np.isnan(positive[-1]) or np.isnan(negative[-1]):
         return float("nan")
 
-    # Ranks from 1 on; tied scores share the mean of those of the first and the last of them.
-    is_first = np.empty(len(ordered), bool)
-    is_first[0] = True
-    np.not_equal(ordered[1:], ordered[:-1], out=is_first[1:])
-    ranks = np.arange(1, len(ordered) + 1, dtype=np.float64)
-    if not is_first.all():
-        firsts = np.flatnonzero(is_first)
-        lasts = np.append(firsts[1:], len(ordered))
-        ranks = np.repeat((firsts + 1 + lasts) / 2, lasts - firsts)
-    # Halves of whole numbers, whose sum is exact in any order.
-    u = float(ranks[is_positive].sum()) - n1 * (n1 + 1) / 2
-    return u / (n0 * n1)
+    # Twice the number of pairs in which the positive one has the higher score; a tie counts half.
+    wins = int(negative.searchsorted(positive, "left").sum())
+    wins += int(negative.searchsorted(positive, "right").sum())
+    return wins / (2 * len(positive) * len(negative))

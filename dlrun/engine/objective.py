@@ -251,7 +251,8 @@ class Objective:
         if self.spec.task == "tagging":
             return torch.stack([(targets != PADDING).sum() for targets in batches]).to(like)
         counts = [targets.numel() for targets in batches]
-        return torch.tensor(counts, dtype=like.dtype, device=like.device)
+        # All epochs have the same batches.
+        return make_tensor(tuple(counts), like.dtype, like.device)
 
     def compute_probabilities(self, outputs: Tensor) -> Tensor:
         """Class probabilities (N, ..., classes); for binary (N,) of class 1; for multilabel (N, labels)."""

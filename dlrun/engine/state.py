@@ -276,13 +276,18 @@ class TrainState:
 
     def get_parameter_values(self) -> dict[str, float]:
         """{"parameter/<name>": value} for every trained number of a tiny model; empty for any other model."""
+        # Called after every epoch; the first weight shows of most models that they are not tiny.
+        for parameter in self.optimizer.param_groups[0]["params"][:1]:
+            is_of_model = self.objective.loss_module is None
+            if is_of_model and parameter.requires_grad and parameter.numel() > _MAX_LOGGED_PARAMETERS:
+                return {}
+
         trainable: dict[str, nn.Parameter] = {}
         count = 0
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
                 trainable[name] = parameter
                 count += parameter.numel()
-            # Called after every epoch; the first layer shows of most models that they are not tiny.
             if count > _MAX_LOGGED_PARAMETERS:
                 return {}
 

@@ -247,7 +247,8 @@ def has_checksum(path: Path) -> bool:
 
 def hash_weights(model: nn.Module) -> str:
     """Return the sha256 of a model's state; see `hash_state`."""
-    return hash_state(model.state_dict())
+    # With the parameters as they are: no view of each is needed.
+    return hash_state(model.state_dict(keep_vars=True))
 
 
 def hash_state(state: Mapping[str, Any]) -> str:

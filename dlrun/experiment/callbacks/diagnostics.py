@@ -30,6 +30,7 @@ from dlrun.engine.metrics import (
 )
 from dlrun.experiment.context import RunContext
 from dlrun.experiment.preflight import final_activation
+from dlrun.runs.logger import replace_infinite
 
 # Rows of metrics.jsonl, from epoch 1 on.
 Rows = Sequence[Mapping[str, float]]
@@ -49,7 +50,7 @@ _MULTIPLY_ADDS = 2e9
 _EVERY_UP_TO = 50
 # An epoch in which the steps do not pass a multiple of this is as a rule not looked at: a tiny net makes a few steps in
 # the time of a look.
-_STEPS_BETWEEN = 100
+_STEPS_BETWEEN = 400
 # Learning must have stood still for this long: three epochs may be three steps of gradient descent.
 _IDLE_EPOCHS = 3
 _IDLE_STEPS = 200
@@ -137,7 +138,7 @@ class Diagnostics(Callback):
     def on_epoch_end(self, trainer: TrainerView, row: dict[str, float]) -> None:
         """Examine the epoch, if it is one of those to examine."""
         # Without infinite values, as metrics.jsonl has none when it is read again.
-        self.rows.append({key: value if math.isfinite(value) else math.nan for key, value in row.items()})
+        self.rows.append(replace_infinite(row))
         number = int(row["epoch"])
         if not self.is_examined(number):
             return

@@ -82,7 +82,7 @@ def make_diagnostics(
     return watch
 
 
-def epochs(watch: Diagnostics, losses: list[float], steps: int = 100, **values: float) -> None:
+def epochs(watch: Diagnostics, losses: list[float], steps: int = 400, **values: float) -> None:
     for loss in losses:
         epoch = len(watch.rows) + 1
         row = {"epoch": epoch, "step": steps * epoch, "train/loss": loss} | values
@@ -118,9 +118,9 @@ def test_late_epochs_are_looked_at_now_and_then() -> None:
 
 
 @pytest.mark.parametrize(
-    ("steps", "looks"), [(24, [1, 2, 4, 5, 8, 9, 13, 16, 17, 21, 25]), (1, [1, 2, 4, 8, 16]), (100, [*range(1, 26)])]
+    ("steps", "looks"), [(24, [1, 2, 4, 8, 16, 17]), (1, [1, 2, 4, 8, 16]), (400, [*range(1, 26)])]
 )
-def test_of_few_steps_an_epoch_every_hundred_steps_are_looked_at(steps: int, looks: list[int]) -> None:
+def test_of_few_steps_an_epoch_as_many_steps_lie_between_looks(steps: int, looks: list[int]) -> None:
     watch = make_diagnostics(nn.Linear(4, 1), YES_NO)
     seen: list[int] = []
     watch.find_troubles = lambda: seen.append(len(watch.rows)) or {}  # type: ignore[func-returns-value,method-assign]
