@@ -446,11 +446,16 @@ def _build_no_files_error(
     """The error for a table none of whose lines names a file; images: those that lie in the folder."""
     number, name, _ = lines[0]
     advice = "type data.path=<the folder of the images>, or data.file_column=<the column of their names>"
-    # Most often the images lie one folder below.
-    wanted = Path(name).name
-    below = next((image.parent for image in images if wanted in (image.name, image.stem)), None)
-    if below is not None:
-        advice = f"type data.path={below} data.labels={table}"
+    parts = Path(name).parts
+    image = next((image for image in images if parts[-1] in (image.name, image.stem)), None)
+    if image is not None:
+        # As the lines name it, the image lies so many folders below that of the data: most often one more or one less.
+        base = Path(os.path.abspath(image)).parents[len(parts) - 1]
+        if base.joinpath(*parts[:-1]) == Path(os.path.abspath(image.parent)):
+            place = os.path.relpath(base) if not folder.is_absolute() else str(base)
+            advice = f"type data.path={place} data.labels={table}"
+        else:
+            advice = f"the image is {image}: write it as it lies below data.path"
     return DataError(f"{table}: no line names a file in {folder} (line {number} has '{name}'); {advice}")
 
 

@@ -105,13 +105,16 @@ def _find_targets(table: Table, target: str | int | Sequence[str | int]) -> list
 def explain_nothing_to_learn(table: Table, columns: Sequence[int], target: Target) -> str:
     """The reason why the table cannot be trained on; empty if it can."""
     if len(table.lines) < 2:
-        return f"{table.path} has one row only, at least two are needed: one to train on and one to test"
+        return (
+            f"{table.path} has one row only, at least two are needed: one to train on and one to test; add rows, or "
+            "type data.path=<another file>"
+        )
     if target.task == "multilabel" and (target.values == target.values[0]).all():
         return f"{table.path}: all rows have the same labels, so there is nothing to learn"
     if target.task != "multilabel" and len(target.class_names) == 1:
         return (
             f"{table.path}: the target, column '{table.names[columns[0]]}', is '{target.class_names[0]}' in every row, "
-            "so there is only one class and nothing to learn"
+            "so there is only one class and nothing to learn; type data.target=<another column>"
         )
     return ""
 

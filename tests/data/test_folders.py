@@ -269,6 +269,8 @@ def test_the_column_of_files_is_found_wherever_it_stands(tmp_path):
         (["0.png,a", "1.png,a"], "only one label, 'a'"),
         (["5.png,a", "6.png,b"], r"no line names a file in p \(line 1 has '5\.png'\); type data\.path=<the folder"),
         (["picture,y", "7,a", "8,b"], r"line 2 has '7'\); type data\.path=p/below data\.labels=p/labels\.csv"),
+        (["p/0.png,a", "p/1.png,b"], r"line 1 has 'p/0\.png'\); type data\.path=\. data\.labels=p/labels\.csv"),
+        (["q/0.png,a", "q/1.png,b"], r"the image is p/0\.png: write it as it lies below data\.path"),
     ],
 )
 def test_tables_of_labels_that_cannot_be(dlrun, tmp_path, lines, words):
