@@ -450,8 +450,8 @@ def _build_no_files_error(
     image = next((image for image in images if parts[-1] in (image.name, image.stem)), None)
     if image is not None:
         # As the lines name it, the image lies so many folders below that of the data: most often one more or one less.
-        base = Path(os.path.abspath(image)).parents[len(parts) - 1]
-        if base.joinpath(*parts[:-1]) == Path(os.path.abspath(image.parent)):
+        base = image.absolute().parents[len(parts) - 1]
+        if base.joinpath(*parts[:-1]) == image.parent.absolute():
             place = os.path.relpath(base) if not folder.is_absolute() else str(base)
             advice = f"type data.path={place} data.labels={table}"
         else:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from dlrun.core.background import BackgroundCall
 from dlrun.core.errors import CheckpointError, RunError
 from dlrun.core.files import DiskProblems, link
@@ -27,6 +29,9 @@ _DEFAULT_KEEP = 2
 _REST = 200
 # ... but at most for so many seconds.
 _LONGEST_REST = 5.0
+
+# Weights of at most so many bytes are kept in memory when they are written.
+_SMALL_BYTES = 1_000_000
 
 
 # Called with the content of a checkpoint.
@@ -89,6 +94,8 @@ class CheckpointManager(Callback):
 
         # The best weights that best.pt does not have yet.
         self.best: dict[str, Any] | None = None
+        # Those that best.pt has, if they are small: reading them back would take longer than an epoch of such a net.
+        self._written_best: dict[str, Any] | None = None
         # Step of the best epoch, if that was one of this process.
         self.best_step: int | None = None
         # Metrics of the last complete epoch.
@@ -254,6 +261,13 @@ class CheckpointManager(Callback):
             # A link first: a kill between the two steps leaves best.pt as it was.
             link(best, self.folder / "best_before.pt")
         self._write_best(self.best)
+        self._forget_best()
+
+    def _forget_best(self) -> None:
+        """Leave the best weights to best.pt, which has them by now."""
+        weights = {} if self.best is None else self.best["model"]
+        size = sum(value.nbytes for value in weights.values() if isinstance(value, Tensor))
+        self._written_best = self.best if size <= _SMALL_BYTES else None
         self.best = None
 
     def begin_save(self, state: TrainState, row: dict[str, float]) -> None:
@@ -337,7 +351,7 @@ class CheckpointManager(Callback):
         finally:
             # A newer best epoch may have come meanwhile.
             if pending.is_best_saved and self.best is pending.best:
-                self.best = None
+                self._forget_best()
             if pending.stored_state is not None:
                 self.is_verified = True
             if pending.is_complete:
@@ -416,6 +430,9 @@ class CheckpointManager(Callback):
             return self.best
         if state.progress.best_epoch is None:
             return None
+        written = self._written_best
+        if written is not None and written["epoch"] == state.progress.best_epoch:
+            return written
 
         try:
             return load(self.folder / "best.pt")

@@ -198,7 +198,9 @@ def test_a_save_that_fails_leaves_what_was_and_the_next_one_brings_all(
     assert torch.equal(load(folder / "best.pt")["model"]["weight"], best["weight"])
 
 
-def test_best_weights_that_have_gone_are_said(tmp_path: Path) -> None:
+def test_best_weights_that_have_gone_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As large weights are, which are read from the disk.
+    monkeypatch.setattr(checkpoint_manager, "_SMALL_BYTES", 0)
     messages: list[str] = []
     t, saver = (
         training(),
@@ -212,6 +214,17 @@ def test_best_weights_that_have_gone_are_said(tmp_path: Path) -> None:
     assert saver.load_best_weights(t) is None
     assert "there is no checkpoint" in messages[0]
     assert "of the last weights, not the best" in messages[0]
+
+
+def test_small_best_weights_are_not_read_back(tmp_path: Path) -> None:
+    t = training()
+    saver = CheckpointManager(tmp_path / "checkpoints", {"run_id": "r"}, 1, None, 2)
+    save_at(saver, t, 1, is_best=True)
+    saved = load(tmp_path / "checkpoints" / "best.pt")
+    (tmp_path / "checkpoints" / "best.pt").unlink()
+    best = saver.load_best_weights(t) or {}
+    assert best["epoch"] == saved["epoch"] == 1
+    assert torch.equal(best["model"]["weight"], saved["model"]["weight"])
 
 
 @pytest.mark.parametrize(("broken", "step"), [([], 20), ([20], 16), ([20, 16], 12)])
