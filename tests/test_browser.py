@@ -223,7 +223,7 @@ def test_the_report_of_a_sweep_and_of_its_runs(sweep: Path, open_page: Callable[
     assert "best: optimizer=" in heading.inner_text()
     check_page(shown)
     shown.shoot("report_sweep", 1250)
-    shown.page.get_by_text(f"All {RUNS} runs").click()
+    shown.page.get_by_text(f"All {RUNS} runs", exact=True).click()
     links = shown.page.locator("details a")
     assert links.count() == RUNS
     best = shown.page.locator("details a").first
