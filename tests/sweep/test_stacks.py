@@ -296,8 +296,16 @@ def test_folders_that_several_processes_write_survive_a_kill(
         assert names[0] == names[1]
 
 
-# Long enough to be shared out among the cores.
 SIXTEEN = ("-m", *MLP, "data.batch_size=8", "trainer.epochs=60", "optimizer.lr=0.01,0.1", "seed=range(8)")
+
+# dlrun, to which every stack is long enough to be shared out among the cores.
+SPLITTING = """
+import sys
+from dlrun.cli.main import run
+from dlrun.sweep import stacks
+stacks._FEWEST_SECONDS = 0.0
+sys.exit(run())
+"""
 
 
 @pytest.fixture
@@ -343,11 +351,11 @@ def test_short_stacks_are_not_split(dlrun: Callable[..., Any]) -> None:
 @pytest.mark.skipif(count_cores() < 2, reason="one core")
 @pytest.mark.skipif(not HAS_FORKS, reason="no forks on this system")
 def test_forked_stacks_that_are_killed_end_as_ones_that_are_not(
-    command: Callable[..., Any], warm: Any, tmp_path: Path
+    python: Callable[..., Any], warm: Any, tmp_path: Path
 ) -> None:
     """The sweep is killed, then stopped; then one of its processes is killed, which costs the runs of its stack."""
     words = (*SIXTEEN, "trainer.epochs=250")
-    reference = command(*words, "sweep.dir=whole")
+    reference = python("-c", SPLITTING, *words, "sweep.dir=whole")
     assert reference.code == 0, reference.err
     assert "16 runs train as " in reference.out
     assert " stacks at a time" in reference.out
@@ -371,7 +379,7 @@ def test_forked_stacks_that_are_killed_end_as_ones_that_are_not(
     statuses = dlrun_statuses(tmp_path / "killed")
     assert statuses.count("completed") == 16 - 8
 
-    last = command(*words, "sweep.dir=killed")
+    last = python("-c", SPLITTING, *words, "sweep.dir=killed")
     assert last.code == 0, last.err
     runs = list_runs(tmp_path / "whole")
     assert len(runs) == 16
@@ -386,7 +394,7 @@ def test_forked_stacks_that_are_killed_end_as_ones_that_are_not(
 def start_and_await_save(warm: Any, words: Sequence[str], folder: Path) -> Any:
     """Start a sweep, and wait until each of its stacks has been saved anew."""
     times = [path.stat().st_mtime for path in folder.glob("killed/stack_*.pt")]
-    process = warm.start("-m", "dlrun", *words, "sweep.dir=killed", cwd=folder)
+    process = warm.start("-c", SPLITTING, *words, "sweep.dir=killed", cwd=folder)
     while process.poll() is None:
         saved = [path.stat().st_mtime for path in folder.glob("killed/stack_*.pt")]
         if len(saved) >= 2 and min(saved) > max(times, default=0.0) and len(list_children(process.pid)) >= 2:
