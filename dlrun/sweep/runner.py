@@ -220,7 +220,7 @@ def find_stacks(
     for unit in begun_stacks:
         taken_keys.update(job.key for job in unit.jobs)
     if processes > 1 and len(begun_stacks) > 1:
-        begun_stacks = [replace(unit, forks=allow_fork(unit)) for unit in begun_stacks]
+        begun_stacks = [replace(unit, forks=allow_fork(unit, processes)) for unit in begun_stacks]
     others = [job for job in unfinished if job.key not in taken_keys]
     units, lines = plan_stacks(others, mode, folder, prepared, processes)
     notes += [*damage, *lines]

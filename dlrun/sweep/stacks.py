@@ -92,14 +92,25 @@ def find_begun_stacks(folder: Path, jobs: Sequence[Job], unfinished: Collection[
     return units, notes
 
 
-def allow_fork(unit: Unit) -> bool:
-    """Whether a stack that an earlier process of the sweep has begun may train in a forked process."""
+def allow_fork(unit: Unit, processes: int) -> bool:
+    """Whether a stack that an earlier process of the sweep has begun may train in a forked process.
+
+    processes: how many train at a time.
+    """
     job = unit.open_jobs[0]
     try:
-        return can_fork(job.request, prepare_run(job.request).context)
+        return _can_train_in_fork(job, prepare_run(job.request).context, processes * len(unit.jobs))
     except DlrunError:
         # The stack will say what is wrong with the job.
         return False
+
+
+def _can_train_in_fork(job: Job, context: RunContext, count: int) -> bool:
+    """Whether runs like a job may train in forked processes, `count` of them at a time."""
+    # Forked processes compute in one thread each: torch's others stay behind, and would be waited for.
+    if job.request.config["device"]["num_threads"] not in (None, 1):
+        return False
+    return choice.count_fitting(context) >= count and can_fork(job.request, context)
 
 
 def plan_stacks(
@@ -162,8 +173,7 @@ def _plan_stack(group: Sequence[Job], mode: str, prepared: PreparedJobs, process
         if obstacle is not None:
             return _Plan(1, f"not stacked: {obstacle}")
         # What does not fit into the memory at once becomes several stacks.
-        most = choice.count_fitting(context)
-        size = min(count, most)
+        size = min(count, choice.count_fitting(context))
         if mode == "on":
             return _Plan(size, f"{count} runs train as one stack, as sweep.stack=on asks")
         if not has_chain(context.state.model):
@@ -181,16 +191,11 @@ def _plan_stack(group: Sequence[Job], mode: str, prepared: PreparedJobs, process
     if not trial.pays:
         return _Plan(1, f"not stacked: {trial.describe()}")
 
-    # Forked processes compute in one thread each.
-    threads = group[0].request.config["device"]["num_threads"]
     is_long = trial.estimate_training(context) + count * _FOLDER_SECONDS >= _FEWEST_SECONDS
-    forks = processes > 1 and threads in (None, 1) and is_long and most >= processes * count
-    if forks and can_fork(group[0].request, context):
-        parts = max(1, min(processes, count // _FEWEST_IN_PROCESS))
-        shape = "one stack" if parts == 1 else f"{parts} stacks at a time"
+    forks = processes > 1 and is_long and _can_train_in_fork(group[0], context, processes * count)
+    parts = max(1, min(processes, count // _FEWEST_IN_PROCESS)) if forks else 1
+    shape = "one stack" if parts == 1 else f"{parts} stacks at a time"
+    if parts > 1:
         size = math.ceil(count / parts)
-    else:
-        forks = False
-        shape = "one stack"
     reason = f"{count} runs train as {shape}: {trial.describe()} (sweep.stack=off: equal to the bit to runs alone)"
     return _Plan(size, reason, forks)

@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -338,6 +339,19 @@ def test_long_stacks_are_split_among_forked_processes(
     # Code of one's own may end a process, more threads than one do not survive a fork, and jobs=1 is one process.
     for word in ("device.num_threads=2", "sweep.jobs=1", "sweep.stack=on"):
         assert "16 runs train as one stack" in dlrun(*SIXTEEN, word, "sweep.dry_run=true").out
+
+
+@pytest.mark.parametrize(
+    ("threads", "fitting", "allowed"), [(None, 16, True), (1, 16, True), (2, 16, False), (None, 15, False)]
+)
+def test_begun_stacks_fork_with_one_thread_and_memory_for_all(
+    threads: int | None, fitting: int, allowed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stacks, "prepare_run", lambda request: SimpleNamespace(context=None))
+    monkeypatch.setattr(stacks, "can_fork", lambda request, context: True)
+    monkeypatch.setattr(stacks.choice, "count_fitting", lambda context: fitting)
+    job: Any = SimpleNamespace(key="a", request=SimpleNamespace(config={"device": {"num_threads": threads}}))
+    assert stacks.allow_fork(stacks.Unit((job,) * 8), processes=2) == allowed
 
 
 @pytest.mark.slow
